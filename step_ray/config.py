@@ -1,0 +1,381 @@
+"""The configuration of a run: one pydantic model per stage, unknown keys refused.
+
+Takes a YAML file and `a.b=c` overrides, gives a `RunConfig`. It reads no data and opens no
+connection; what needs that is checked by `pipeline.preflight`.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from step_ray.errors import ConfigError
+
+TASK_TYPES = (
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+)
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RayConfig(Section):
+    """Where the work runs."""
+
+    address: str = "local"
+    """`local` starts a private cluster; `auto` joins the one of a Ray job; else an address."""
+    num_cpus: int | None = Field(default=None, ge=1)
+    """Logical CPUs of a local cluster; default: at least 4, so that readers and actors fit."""
+    object_store_mb: int = Field(default=300, ge=80)
+    """Object store of a local cluster, MiB."""
+
+
+class ScratchConfig(Section):
+    """Shape of a student made on the spot (`student.init: scratch`)."""
+
+    vocab_size: int = Field(default=512, ge=64)
+    hidden_size: int = Field(default=128, ge=16)
+    num_layers: int = Field(default=4, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+
+
+class StudentConfig(Section):
+    """The model that is trained."""
+
+    init: str = "builtin:tiny-base"
+    """A model folder, a Hugging Face hub id, `builtin:<name>` (shipped), or `scratch`."""
+    max_length: int = Field(default=4096, ge=64)
+    """Context in tokens; longer examples are dropped and counted, longer prompts end an episode."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights while training and serving."""
+    scratch: ScratchConfig = ScratchConfig()
+
+
+class TeacherConfig(Section):
+    """Who judges and corrects."""
+
+    kind: Literal["oracle", "llm"] = "oracle"
+    """`oracle`: the environment's expert, no LLM; `llm`: a model behind `base_url`."""
+    base_url: str = ""
+    model: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself never enters a config or a run."""
+    when: Literal["after_execution", "before_execution"] = "after_execution"
+    """Judge a step with its observation, or before it is executed."""
+    show_admissible: bool = True
+    """Show the teacher the valid actions, where the environment lists them."""
+    reference: bool = False
+    """Also show the teacher a golden trajectory of the same task."""
+    reflection: bool = True
+    """False: corrections carry no reflection (ablation step_no_reflection)."""
+    max_corrections: int = Field(default=5, ge=0)
+    """Corrections per episode."""
+    max_reasks: int = Field(default=2, ge=0)
+    """How often an unusable answer is asked for again."""
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+    timeout_s: float = Field(default=120.0, gt=0)
+    max_concurrency: int = Field(default=32, ge=1)
+    """Requests in flight, per rollout actor."""
+    prompt: str = "teacher_v1"
+    """Version of the teacher's prompt."""
+    max_calls: int | None = Field(default=None, ge=1)
+    """Budget of teacher calls for the whole collection; None: no limit."""
+
+    @model_validator(mode="after")
+    def _llm_needs_endpoint(self) -> "TeacherConfig":
+        if self.kind == "llm" and not (self.base_url and self.model):
+            raise ValueError("teacher.kind is 'llm': give teacher.base_url and teacher.model")
+        return self
+
+
+class GeneratorConfig(Section):
+    """Games made on the spot (`env.source: generated`)."""
+
+    size: Literal["tiny", "small", "full"] = "small"
+    """How many receptacles and objects a room has."""
+    seed: int = 0
+
+
+class EnvConfig(Section):
+    """The text environment."""
+
+    name: str = "alfworld"
+    source: Literal["generated", "official"] = "generated"
+    """`official` reads the games under `data_dir`."""
+    engine: Literal["native", "textworld"] = "native"
+    data_dir: str = "${ALFWORLD_DATA}"
+    """Folder that holds json_2.1.1; environment variables are expanded."""
+    max_steps: int = Field(default=40, ge=1)
+    """Actions per episode, corrections included."""
+    prompt: str = "alfworld_v1"
+    """Instruction text, the same in collection, training and evaluation."""
+    generator: GeneratorConfig = GeneratorConfig()
+    task_types: tuple[str, ...] = TASK_TYPES
+
+
+class TasksConfig(Section):
+    """How many tasks of which split; U1 and U2 are disjoint parts of the training split."""
+
+    num_expert: int = Field(default=300, ge=1)
+    """U1: tasks with golden trajectories."""
+    num_collect: int = Field(default=300, ge=1)
+    """U2: tasks on which the student acts under the teacher."""
+    num_eval: int = Field(default=100, ge=1)
+    eval_split: str = "valid_unseen"
+
+
+class TrainConfig(Section):
+    """Masked supervised fine-tuning."""
+
+    num_workers: int = Field(default=1, ge=1)
+    use_gpu: bool = False
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_fraction: float = Field(default=0.03, ge=0, le=1)
+    """Share of the steps with rising learning rate; then cosine to 10 % of the peak."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    batch_tokens: int = Field(default=4096, ge=64)
+    """Tokens of one optimizer step, over all workers and accumulation."""
+    micro_batch_tokens: int = Field(default=4096, ge=64)
+    """Tokens of one forward pass on one worker (padding included)."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    gradient_checkpointing: bool = False
+    lora_rank: int = Field(default=0, ge=0)
+    """0: full fine-tuning; else a LoRA of this rank on the linear layers, merged at export."""
+    lora_alpha: float = Field(default=16.0, gt=0)
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Optimizer steps between checkpoints."""
+    max_failures: int = Field(default=2, ge=0)
+    """Worker failures that are survived by restarting from the last checkpoint."""
+
+
+class CollectConfig(Section):
+    """Rollouts of the base agent under the teacher."""
+
+    num_actors: int = Field(default=1, ge=1)
+    """Most rollout actors."""
+    episodes_per_actor: int = Field(default=32, ge=1)
+    """Episodes at once in one actor; they wait for LLMs concurrently."""
+    cpus_per_actor: float = Field(default=0.5, gt=0)
+    temperature: float = Field(default=0.0, ge=0)
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Per turn, for the student."""
+    max_format_errors: int = Field(default=3, ge=1)
+    """Unparsable answers of the student in a row before the episode ends."""
+    step_timeout_s: float = Field(default=300.0, gt=0)
+    episode_timeout_s: float = Field(default=3600.0, gt=0)
+    rows_per_shard: int = Field(default=16, ge=1)
+    """Episodes in one Parquet shard: what a killed job may lose per actor."""
+
+
+class DatasetConfig(Section):
+    """What becomes a training example."""
+
+    keep: Literal["success", "all"] = "success"
+    """Trajectories that are kept."""
+    min_reward: float | None = None
+    """Keep by reward instead of success."""
+    mask_suboptimal: bool = True
+    """Mask suboptimal steps like errors."""
+
+
+class Recipe(Section):
+    """One training arm: its data, its mask, its start. A comparison is a list of arms."""
+
+    golden: bool = True
+    """Golden trajectories of U1."""
+    golden_collect: bool = False
+    """Golden trajectories of U2 tasks (control: golden-only with as many trajectories)."""
+    self_reflected: bool = False
+    """Self-reflected trajectories of U2."""
+    mask_errors: bool = True
+    """False: all agent steps are trained (ablation step_no_mask)."""
+    error_steps: Literal["keep", "remove"] = "keep"
+    """`remove` deletes error steps from the text (ablation step_replace)."""
+    match: Literal["none", "trajectories", "trained_tokens"] = "none"
+    """Cut golden_collect to the number of kept self-reflected trajectories, or repeat or cut the
+    golden data to the trained tokens of golden + self-reflected."""
+    init: Literal["base_agent", "student"] = "base_agent"
+    """Where the arm starts: the base agent, or the model of `student.init`."""
+
+
+class ServeConfig(Section):
+    """The served agent."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0: any free port."""
+    num_replicas: int = Field(default=1, ge=1)
+    cpus_per_replica: float = Field(default=1.0, gt=0)
+    gpus_per_replica: float = Field(default=0.0, ge=0)
+    max_batch_size: int = Field(default=32, ge=1)
+    """Requests generated together."""
+    batch_wait_s: float = Field(default=0.01, ge=0)
+    """How long a batch waits to fill."""
+    num_threads: int = Field(default=1, ge=1)
+    """Torch threads per replica on CPU."""
+    max_queued_requests: int = -1
+    """Waiting requests before HTTP 503; -1: no limit."""
+    api_key_env: str = ""
+    """Environment variable that holds the key clients must send; empty: no key."""
+
+
+class EvaluateConfig(Section):
+    """Evaluation through the served endpoint."""
+
+    concurrency: int = Field(default=32, ge=1)
+    """Episodes at once."""
+    temperature: float = Field(default=0.0, ge=0)
+    seeds: tuple[int, ...] = (0,)
+    """One pass over the tasks per seed (only useful with a temperature)."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run folder under `output_dir`."""
+    output_dir: str = "runs"
+    seed: int = 0
+    ray: RayConfig = RayConfig()
+    student: StudentConfig = StudentConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    env: EnvConfig = EnvConfig()
+    tasks: TasksConfig = TasksConfig()
+    train: TrainConfig = TrainConfig()
+    train_arm: dict[str, Any] = {}
+    """Fields of `train` that differ for the arms (after the base agent)."""
+    collect: CollectConfig = CollectConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    arms: dict[str, Recipe] = {
+        "golden_only": Recipe(golden_collect=True, match="trajectories"),
+        "step": Recipe(self_reflected=True),
+        "step_no_mask": Recipe(self_reflected=True, mask_errors=False),
+    }
+    """Trained and evaluated next to the base agent, in this order."""
+    serve: ServeConfig = ServeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _arm_training_is_valid(self) -> "RunConfig":
+        unknown = sorted(set(self.train_arm) - set(TrainConfig.model_fields))
+        if unknown:
+            raise ValueError(f"train_arm: unknown key {unknown[0]!r}")
+        self.arm_train()
+        return self
+
+    @model_validator(mode="after")
+    def _arm_names_are_free(self) -> "RunConfig":
+        if "base" in self.arms:
+            raise ValueError("arms: the name 'base' is taken by the base agent; rename the arm")
+        return self
+
+    def arm_train(self) -> TrainConfig:
+        """The training settings of the arms: `train` with the fields of `train_arm` over it."""
+        return TrainConfig.model_validate({**self.train.model_dump(), **self.train_arm})
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.output_dir) / self.name
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, lay `a.b=c` overrides (values in YAML) over it and validate.
+
+    Raises:
+        ConfigError: one line that names the file or key, the value and what to do.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"config: {str(path)!r} cannot be read ({exc.strerror})") from exc
+    except yaml.YAMLError as exc:
+        line = " ".join(str(exc).split())
+        raise ConfigError(f"config: {str(path)!r} is not valid YAML: {line}") from exc
+    if not isinstance(data, dict):
+        raise ConfigError(f"config: {str(path)!r} must be a mapping of keys, see jobs/configs")
+    for override in overrides:
+        _apply_override(data, override)
+    return parse_config(data)
+
+
+def parse_config(data: dict[str, Any]) -> RunConfig:
+    """Validate a resolved configuration.
+
+    Raises:
+        ConfigError: one line with the first fault (and how many more there are).
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as exc:
+        raise ConfigError(_first_fault(exc)) from exc
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, sep, value = override.partition("=")
+    if not sep or not key:
+        raise ConfigError(f"override: {override!r} is not of the form a.b=value")
+    *parents, last = key.split(".")
+    node: Any = data
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override: {key!r} goes through {parent!r}, which is no section")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"override: {override!r}: the value is not valid YAML") from exc
+
+
+def _first_fault(exc: ValidationError) -> str:
+    faults = exc.errors()
+    first = faults[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"])
+        return f"{key}: unknown key; use one of {known}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first.get("input")
+    shown = "" if isinstance(value, dict | BaseModel) else f" (value: {value!r})"
+    return f"{key}: {message}{shown}{more}" if key else f"{message}{more}"
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in loc[:-1]:
+        if part == "arms":
+            model = Recipe
+        elif isinstance(model, type) and issubclass(model, Section) and part in model.model_fields:
+            model = model.model_fields[str(part)].annotation
+    return sorted(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def expand_path(key: str, value: str) -> Path:
+    """A path with environment variables and `~` expanded.
+
+    Raises:
+        ConfigError: a variable in it is not set.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(value))
+    if "$" in expanded:
+        raise ConfigError(f"{key}: {value!r} names a variable that is not set; export it")
+    return Path(expanded)

@@ -1,0 +1,318 @@
+"""Batched text generation on a Hugging Face causal language model.
+
+Takes prompts as token ids with one `SamplingParams` each, gives one `Generated` each. The rows of a
+batch are independent: each has its own length, temperature and random stream. Keys and values of
+past prompts are kept, so that the next turn of a conversation pays for its new tokens only. It
+never renders messages and never cuts a prompt.
+
+Shape suffixes: B rows, T new tokens, V vocabulary.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from step_ray.errors import ConfigError, ContextLengthError
+from step_ray.kvcache import BatchCache, PrefixCache
+
+PREFILL_TOKENS = 2048
+"""Most tokens (padding included) of one prompt pass; a single longer prompt goes alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one row is continued."""
+
+    max_tokens: int
+    """New tokens at most, the end-of-turn token included."""
+    temperature: float = 0.0
+    """0: greedy."""
+    seed: int | None = None
+    """Seed of the row's own random stream; None: unseeded."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens that holds this much probability."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the row; they are not part of its text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """The continuation of one prompt."""
+
+    ids: tuple[int, ...]
+    """New tokens, the end-of-turn token included where it was produced."""
+    text: str
+    """The tokens as text without special tokens, cut before a stop text."""
+    finish_reason: str
+    """`stop` (end-of-turn token or stop text) or `length`."""
+    cached_tokens: int
+    """Prompt tokens whose keys and values came from an earlier call."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    """A prompt in flight; the keys and values of `ids[:-1]` are in the batch cache."""
+
+    index: int
+    ids: list[int]
+    """The prompt and what was generated so far."""
+    num_prompt: int
+    num_cached: int
+    params: SamplingParams
+    rng: random.Random
+    text: str = ""
+    finish_reason: str = ""
+
+    @property
+    def num_fed(self) -> int:
+        """Tokens whose keys and values are known once the row takes part in a decode step."""
+        return len(self.ids) - 1
+
+
+class BatchGenerator:
+    """Generates for batches of prompts, one batch at a time; not thread-safe.
+
+    Args:
+        model: Full-attention causal language model; it is put into eval mode.
+        tokenizer: Decodes new tokens; its end-of-sequence token ends a row, as do those of the
+            model's generation config.
+        max_length: Context in tokens, prompt and answer together.
+        prefix_cache_mb: MiB for keys and values of past prompts; 0: no reuse.
+
+    Raises:
+        ConfigError: the model has layers without plain full attention.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        prefix_cache_mb: int = 256,
+    ) -> None:
+        self.max_length = max_length
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._ends = _end_tokens(model, tokenizer)
+        self._cache = BatchCache(_num_full_attention_layers(model))
+        self._prefixes = PrefixCache(prefix_cache_mb * 2**20)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
+    ) -> list[Generated]:
+        """Continue every prompt; the answers are in the order of the prompts.
+
+        Raises:
+            ContextLengthError: a prompt leaves no room for a new token.
+            ValueError: a prompt is empty or `max_tokens` is below 1.
+        """
+        with torch.inference_mode():
+            rows = self._start(prompts, params)
+            self._prefill(rows)
+            self._decode(rows)
+        rows.sort(key=lambda row: row.index)
+        return [_finished(row) for row in rows]
+
+    def _start(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
+    ) -> list[_Row]:
+        """Rows in cache order (most work first), with their remembered prefixes loaded."""
+        rows, found = [], {}
+        for index, (prompt, wish) in enumerate(zip(prompts, params, strict=True)):
+            self._check(prompt, wish)
+            length, found[index] = self._prefixes.longest(prompt)
+            row = _Row(
+                index=index,
+                ids=list(prompt),
+                num_prompt=len(prompt),
+                num_cached=min(length, len(prompt) - 1),  # the last token is fed to get logits
+                params=wish,
+                rng=random.Random(wish.seed),
+            )
+            rows.append(row)
+        rows.sort(key=lambda row: row.num_cached - row.num_prompt)
+        self._cache.reserve(len(rows), max((row.num_prompt for row in rows), default=0))
+        for place, row in enumerate(rows):
+            if row.num_cached:
+                self._cache.load(place, found[row.index], row.num_cached)
+        return rows
+
+    def _check(self, prompt: Sequence[int], wish: SamplingParams) -> None:
+        if not prompt or wish.max_tokens < 1:
+            raise ValueError("generate: a prompt is empty or max_tokens is below 1")
+        if len(prompt) >= self.max_length:
+            raise ContextLengthError(
+                f"max_length: the prompt has {len(prompt)} tokens and leaves no room in "
+                f"{self.max_length}; shorten it"
+            )
+
+    def _prefill(self, rows: list[_Row]) -> None:
+        """Compute keys and values of the prompts, all but the last token of each."""
+        for first, group in _prefill_groups(rows):
+            size = max(row.num_fed - row.num_cached for row in group)
+            starts = torch.tensor([[row.num_cached] for row in group])
+            ends = torch.tensor([[row.num_fed] for row in group])
+            # padding goes where the prompt's last token is written next, so it is never seen
+            positions_BT = torch.minimum(starts + torch.arange(size), ends)
+            tokens_BT = torch.zeros_like(positions_BT)
+            for i, row in enumerate(group):
+                new = row.ids[row.num_cached : -1]
+                tokens_BT[i, : len(new)] = torch.tensor(new)
+            self._forward(first, tokens_BT, positions_BT, self._model.base_model)
+
+    def _decode(self, rows: list[_Row]) -> None:
+        """Append one token to every row until all are finished.
+
+        The unfinished rows are always the first ones of the cache; finished ones cost nothing.
+        """
+        active = list(rows)
+        while active:
+            tokens_BT = torch.tensor([[row.ids[-1]] for row in active])
+            positions_BT = torch.tensor([[row.num_fed] for row in active])
+            output = self._forward(0, tokens_BT, positions_BT, self._model)
+            chosen = choose_tokens(
+                output.logits[:, -1].float().cpu(),
+                [row.params for row in active],
+                [row.rng for row in active],
+            )
+            for row, token in zip(active, chosen, strict=True):
+                row.ids.append(token)
+                self._judge(row)
+            for place in reversed(range(len(active))):
+                if active[place].finish_reason:
+                    self._release(active, place)
+
+    def _forward(
+        self, first_row: int, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, module: Any
+    ) -> Any:
+        width = int(positions_BT.max()) + 1
+        self._cache.reserve(first_row + len(tokens_BT), width)
+        device = self._model.device
+        positions_BT = positions_BT.to(device)
+        self._cache.aim(first_row, positions_BT, width)
+        hidden = torch.arange(width, device=device) > positions_BT[:, None, :, None]
+        # an additive mask: a boolean one is converted anew in every layer
+        mask = torch.zeros(hidden.shape, dtype=self._model.dtype, device=device)
+        return module(
+            input_ids=tokens_BT.to(device),
+            attention_mask=mask.masked_fill_(hidden, float("-inf")),
+            position_ids=positions_BT,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+
+    def _judge(self, row: _Row) -> None:
+        """Set the finish reason of a row that its newest token ends."""
+        new = row.ids[row.num_prompt :]
+        is_full = len(new) == row.params.max_tokens or len(row.ids) == self.max_length
+        if new[-1] in self._ends:
+            row.finish_reason = "stop"
+        elif is_full:
+            row.finish_reason = "length"
+        if row.finish_reason or row.params.stop:
+            row.text = str(
+                self._tokenizer.decode(
+                    new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
+            )
+        cuts = [row.text.find(stop) for stop in row.params.stop if stop in row.text]
+        if cuts:
+            row.text, row.finish_reason = row.text[: min(cuts)], "stop"
+
+    def _release(self, active: list[_Row], place: int) -> None:
+        """Remember a finished row and let the last active one take its place."""
+        row = active[place]
+        if self._prefixes.max_bytes:
+            self._prefixes.add(row.ids[:-1], self._cache.copy_row(place, row.num_fed))
+        last = active.pop()
+        if last is not row:
+            self._cache.move(len(active), place, last.num_fed)
+            active[place] = last
+
+
+def choose_tokens(
+    logits_BV: torch.Tensor, params: Sequence[SamplingParams], rngs: Sequence[random.Random]
+) -> list[int]:
+    """One token per row: the most likely one, or a draw from the row's own random stream.
+
+    A draw inverts the cumulative distribution (in token order) at one uniform number per row, so
+    it depends on nothing but the row's logits, parameters and stream.
+    """
+    chosen: list[int] = logits_BV.argmax(dim=-1).tolist()
+    hot = [i for i, wish in enumerate(params) if wish.temperature > 0]
+    if not hot:
+        return chosen
+    temperatures = torch.tensor([params[i].temperature for i in hot], dtype=torch.float64)
+    top_p = torch.tensor([params[i].top_p for i in hot], dtype=torch.float64)
+    uniform = torch.tensor([rngs[i].random() for i in hot], dtype=torch.float64)
+    probs_BV = torch.softmax(logits_BV[hot].double() / temperatures[:, None], dim=-1)
+    cumulative_BV = _nucleus(probs_BV, top_p).cumsum(dim=-1)
+    threshold = uniform * cumulative_BV[:, -1]
+    drawn = (cumulative_BV <= threshold[:, None]).sum(dim=-1).tolist()
+    for i, token in zip(hot, drawn, strict=True):
+        chosen[i] = token
+    return chosen
+
+
+def _nucleus(probs_BV: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Probabilities with zeros outside the smallest set that holds `top_p` (arXiv 1904.09751)."""
+    sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)
+    before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
+    kept_BV = torch.where(before_BV < top_p[:, None], sorted_BV, 0.0)
+    kept_BV[:, 0] = sorted_BV[:, 0]  # top_p 0 keeps the most likely token
+    return torch.zeros_like(probs_BV).scatter(-1, order_BV, kept_BV)
+
+
+def _prefill_groups(rows: list[_Row]) -> Iterator[tuple[int, list[_Row]]]:
+    """Neighbouring rows that fit one prompt pass together, with the place of the first.
+
+    Rows come with the most work first; a group takes no row with less than half of its first
+    one's work, so at most half of a pass is padding.
+    """
+    first = 0
+    while first < len(rows):
+        most = rows[first].num_fed - rows[first].num_cached
+        if most == 0:
+            return
+        end = first + 1
+        while (
+            end < len(rows)
+            and (end + 1 - first) * most <= PREFILL_TOKENS
+            and 2 * (rows[end].num_fed - rows[end].num_cached) >= most
+        ):
+            end += 1
+        yield first, rows[first:end]
+        first = end
+
+
+def _finished(row: _Row) -> Generated:
+    return Generated(
+        ids=tuple(row.ids[row.num_prompt :]),
+        text=row.text,
+        finish_reason=row.finish_reason,
+        cached_tokens=row.num_cached,
+    )
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    config = model.generation_config
+    ends = config.eos_token_id if config is not None else None
+    listed = ends if isinstance(ends, list) else [ends]
+    return frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
+
+
+def _num_full_attention_layers(model: PreTrainedModel) -> int:
+    layers = DynamicCache(config=model.config).layers
+    odd = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
+    if odd or not layers:
+        raise ConfigError(
+            f"serve.engine: 'transformers' serves full-attention models only, this one has "
+            f"{odd or 'no'} cache layers; use 'vllm'"
+        )
+    return len(layers)

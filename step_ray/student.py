@@ -1,0 +1,167 @@
+"""The student: where its weights and tokenizer come from, and how they are written.
+
+Takes `student.init` (a folder, a hub id, `builtin:<name>` or `scratch`), gives a Hugging Face model
+and tokenizer. It neither trains the model nor renders a conversation.
+"""
+
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from step_ray.config import ScratchConfig
+from step_ray.errors import ConfigError
+
+SPECIAL_TOKENS = ("<|pad|>", "<|unk|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{{ m['content'] }}"
+    "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""Prefix-stable: rendering more messages never changes the text of the earlier ones."""
+
+WORD = Regex(r" ?\p{L}+| ?\d| ?[^\s\p{L}\d]+|\n| ")
+"""Words carry their leading space; digits stand alone, so that numbers are copied digit by digit."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with a chat template, trained on `texts`; any text round-trips."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<|unk|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(WORD, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        unk_token="<|unk|>",
+        bos_token="<|bos|>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(
+    tokenizer: PreTrainedTokenizerBase, shape: ScratchConfig, *, max_length: int, seed: int
+) -> PreTrainedModel:
+    """A Llama of the given shape with random weights."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.hidden_size * 3,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def resolve_init(init: str) -> str:
+    """The folder or hub id that `student.init` stands for (not for `scratch`).
+
+    Raises:
+        ConfigError: an unknown builtin name, or a path that is no model folder.
+    """
+    if init.startswith("builtin:"):
+        folder = Path(str(resources.files("step_ray"))) / "models" / init.removeprefix("builtin:")
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"student.init: {init!r} is not shipped with this version")
+        return str(folder)
+    path = Path(init).expanduser()
+    looks_like_path = path.is_absolute() or init.startswith(".") or init.count("/") > 1
+    if path.is_dir() or looks_like_path:
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"student.init: {init!r} holds no config.json; give a model folder")
+        return str(path.resolve())
+    return init
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id, with a chat template and a pad token.
+
+    Raises:
+        ConfigError: it cannot be loaded, or has no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(_load_fault("tokenizer", source, exc)) from exc
+    if not tokenizer.chat_template:
+        raise ConfigError(f"student.init: {source!r} has no chat template; use a chat model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: str, dtype: str) -> PreTrainedModel:
+    """The causal language model of a folder or hub id; `dtype` is a torch dtype name.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, dtype)
+        )
+    except (OSError, ValueError) as exc:
+        raise ConfigError(_load_fault("model", source, exc)) from exc
+    return model
+
+
+def check_init(init: str) -> None:
+    """Load only the config and the tokenizer, so that a wrong name shows before any work.
+
+    Raises:
+        ConfigError: see `load_tokenizer`.
+    """
+    if init == "scratch":
+        return
+    source = resolve_init(init)
+    try:
+        AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(_load_fault("config", source, exc)) from exc
+    load_tokenizer(source)
+
+
+def save_student(
+    folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write model and tokenizer as a Hugging Face folder (safetensors)."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _load_fault(what: str, source: str, exc: Exception) -> str:
+    line = " ".join(str(exc).split())[:200]
+    return f"student.init: the {what} of {source!r} cannot be loaded; give a folder or hub id ({line})"

@@ -1,0 +1,195 @@
+"""What each Ray Train worker runs: data order, schedule, metrics, when to checkpoint.
+
+Takes a `TrainJob`, leaves metrics and an exported model on the shared file system. The model itself
+is learner.py's, the batches are batching.py's; nothing here talks to the driver.
+"""
+
+import json
+import math
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from step_ray.batching import Examples, collate, load_examples, plan_epoch, split_batch
+from step_ray.config import TrainConfig
+from step_ray.learner import Learner
+
+METRICS_FILE = "metrics.jsonl"
+STARTS_FILE = "starts.jsonl"
+RESULT_FILE = "train_result.json"
+FINAL_LR = 0.1
+"""Learning rate at the end, as a share of its peak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """Everything a worker needs; paths are absolute and on a file system that all nodes share."""
+
+    config: TrainConfig
+    examples_dir: Path
+    init: str
+    dtype: str
+    output_dir: Path
+    work_dir: Path
+    seed: int
+    num_threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a finished training did; kept as train_result.json in the exported folder."""
+
+    num_steps: int
+    final_loss: float
+    """Mean loss per trained token over the last tenth of the steps."""
+    trained_tokens: int
+    """Tokens that carried loss, over all epochs."""
+    seconds: float
+    """Wall time of the optimizer steps, without start-up, checkpoints and export."""
+    tokens_per_s: float
+    """Tokens read (trained or not, without padding) per second of `seconds`."""
+    num_restarts: int
+    """How often the workers were started again."""
+
+
+def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
+    """Train, checkpoint and export; resumes from the latest checkpoint of the run, if any.
+
+    Args:
+        loop_config: `{"job": TrainJob}`.
+
+    Raises:
+        DataError: the examples cannot be used.
+        ConfigError: the model cannot be loaded.
+        StepRayError: the loss is not finite.
+    """
+    job: TrainJob = loop_config["job"]
+    started = time.monotonic()
+    torch.set_num_threads(job.num_threads)
+    rank = ray.train.get_context().get_world_rank()
+    examples = load_examples(job.examples_dir)
+    learner = Learner(init=job.init, dtype=job.dtype, config=job.config, seed=job.seed, rank=rank)
+    done = _restore(learner)
+    metrics = MetricsLog(job.work_dir, done, time.monotonic() - started) if rank == 0 else None
+    _run_steps(job, learner, examples, done, metrics)
+    partial = job.output_dir.with_name(f".{job.output_dir.name}.partial")
+    learner.export(partial)
+    if rank == 0:
+        result = asdict(read_result(job.work_dir))
+        (partial / RESULT_FILE).write_text(json.dumps(result, indent=2), encoding="utf-8")
+        partial.rename(job.output_dir)
+
+
+def _restore(learner: Learner) -> int:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return learner.restore(folder)
+
+
+def _run_steps(
+    job: TrainJob, learner: Learner, examples: Examples, done: int, metrics: "MetricsLog | None"
+) -> None:
+    """The optimizer steps after the first `done`, with a checkpoint every so many and at the end."""
+    config, lengths = job.config, examples.lengths.tolist()
+    plan = [
+        (epoch, batch)
+        for epoch in range(config.epochs)
+        for batch in plan_epoch(lengths, config.batch_tokens, job.seed, epoch)
+    ]
+    for step in range(done, len(plan)):
+        epoch, batch = plan[step]
+        begun = time.monotonic()
+        shares = split_batch(batch, lengths, learner.world_size, config.micro_batch_tokens)
+        num_trained = int(examples.num_trained[batch].sum())
+        lr = learning_rate(step, len(plan), config)
+        loss, norm = learner.step(
+            [collate(examples, indices) for indices in shares[learner.rank]],
+            number=step,
+            num_trained=num_trained,
+            lr=lr,
+        )
+        seconds = time.monotonic() - begun
+        tokens = sum(lengths[i] for i in batch)
+        line = {"step": step + 1, "num_steps": len(plan), "epoch": epoch, "loss": loss, "lr": lr}
+        line |= {"grad_norm": norm, "trained_tokens": num_trained, "tokens": tokens}
+        line |= {"tokens_per_s": tokens / seconds, "seconds": seconds}
+        if metrics:
+            metrics.append(line)
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == len(plan):
+            _checkpoint(learner, line)
+
+
+def _checkpoint(learner: Learner, line: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        learner.save(folder, line["step"])
+        ray.train.report(line, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
+    """Linear warm-up to the peak, then a cosine to 10 % of it at the last step.
+
+    Args:
+        step: steps finished before this one.
+        num_steps: steps of the whole training.
+        config: `learning_rate` (the peak) and `warmup_fraction`.
+    """
+    warmup = math.ceil(config.warmup_fraction * num_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(num_steps - warmup - 1, 1)
+    share = FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2
+    return config.learning_rate * share
+
+
+class MetricsLog:
+    """metrics.jsonl, written by rank 0: one line per optimizer step, each step once."""
+
+    def __init__(self, work_dir: Path, done: int, setup_s: float) -> None:
+        """Drop the lines after step `done` (they are trained again) and note this start."""
+        self.path = work_dir / METRICS_FILE
+        kept = [line for line in read_lines(self.path) if line["step"] <= done]
+        rewritten = self.path.with_suffix(".partial")
+        rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        rewritten.replace(self.path)
+        self._append(work_dir / STARTS_FILE, {"step": done, "pid": os.getpid(), "setup_s": setup_s})
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add one step."""
+        self._append(self.path, line)
+
+    @staticmethod
+    def _append(path: Path, line: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a .jsonl file; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in complete.splitlines()]
+
+
+def read_result(work_dir: Path) -> TrainResult:
+    """Sum up the metrics of a finished training."""
+    lines = read_lines(work_dir / METRICS_FILE)
+    last = lines[-math.ceil(len(lines) / 10) :]
+    seconds = sum(line["seconds"] for line in lines)
+    last_tokens = sum(line["trained_tokens"] for line in last)
+    return TrainResult(
+        num_steps=len(lines),
+        final_loss=sum(line["loss"] * line["trained_tokens"] for line in last) / last_tokens,
+        trained_tokens=sum(line["trained_tokens"] for line in lines),
+        seconds=seconds,
+        tokens_per_s=sum(line["tokens"] for line in lines) / seconds,
+        num_restarts=len(read_lines(work_dir / STARTS_FILE)) - 1,
+    )

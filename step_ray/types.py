@@ -1,0 +1,222 @@
+"""The records that flow through step_ray: plain frozen dataclasses, standard library only.
+
+A `Task` becomes a `Trajectory` of `Step`s; a trajectory is read as chat `Message`s. Nothing here
+knows about tokens, masks or storage: the loss mask is a policy over `StepKind` that is applied
+when training examples are built (see dataset.py), so one collection serves every ablation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+SCHEMA_VERSION = 1
+"""Version of the trajectory record; readers refuse newer ones (see store.py)."""
+
+
+class StepKind(StrEnum):
+    """What a step is to the learner (delta_i of STeP's partial masking, arXiv 2505.20023)."""
+
+    ACT = "act"
+    """An ordinary step, judged good or not judged at all."""
+    ERROR = "error"
+    """The teacher judged it wrong; it stays in the text and is masked out of the loss."""
+    SUBOPTIMAL = "suboptimal"
+    """The teacher judged it wasteful; masked like an error unless configured otherwise."""
+    CORRECTION = "correction"
+    """Written by the teacher after an error: reflection, thought and action; trained."""
+
+
+class Author(StrEnum):
+    """Who wrote a step."""
+
+    EXPERT = "expert"
+    STUDENT = "student"
+    TEACHER = "teacher"
+
+
+class Source(StrEnum):
+    """How a trajectory came about."""
+
+    EXPERT = "expert"
+    """Golden: written by the environment's expert."""
+    STUDENT = "student"
+    """The student alone (evaluation, or collection without a teacher)."""
+    SELF_REFLECTED = "self_reflected"
+    """The student with a teacher that reflects and corrects."""
+
+
+class StopReason(StrEnum):
+    """Why an episode ended. A failed episode is data, not an exception."""
+
+    SUCCESS = "success"
+    ENV_DONE = "env_done"
+    MAX_STEPS = "max_steps"
+    CONTEXT_LENGTH = "context_length"
+    BAD_FORMAT = "bad_format"
+    ENV_ERROR = "env_error"
+    LLM_ERROR = "llm_error"
+    TEACHER_ERROR = "teacher_error"
+    TIMEOUT = "timeout"
+    BUDGET = "budget"
+
+
+ERROR_STOPS = frozenset(
+    {StopReason.ENV_ERROR, StopReason.LLM_ERROR, StopReason.TEACHER_ERROR, StopReason.TIMEOUT}
+)
+"""Stops caused by the machinery, not by the agent: these episodes are retried on resume."""
+
+TRUNCATED_STOPS = frozenset({StopReason.MAX_STEPS, StopReason.CONTEXT_LENGTH, StopReason.BUDGET})
+"""Stops caused by a limit."""
+
+
+class VerdictLabel(StrEnum):
+    """The teacher's judgement of one step."""
+
+    GOOD = "good"
+    ERROR = "error"
+    SUBOPTIMAL = "suboptimal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Exactly what goes to an LLM; carries no training flags."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One thing to do in one environment."""
+
+    task_id: str
+    """Stable across runs and machines: `alfworld/train/<game>`, never a list position."""
+    env: str
+    """Registry name of the environment."""
+    split: str
+    """Split that the task comes from (`train`, `valid_seen`, ...)."""
+    goal: str
+    """The goal as the environment words it; may be empty before the first reset."""
+    task_type: str = ""
+    """Group for the report, e.g. `pick_and_place_simple`."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """What the environment needs to load the task, e.g. `{"game": "<path>"}`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the teacher says about one step; the last three fields are empty when it is good."""
+
+    label: VerdictLabel
+    reflection: str = ""
+    """What went wrong, in the first person, as the agent would say it."""
+    thought: str = ""
+    """The thought that goes before the corrected action."""
+    action: str = ""
+    """The corrected action."""
+    error_type: str = ""
+    """Free label for the report, e.g. `no_op`, `wrong_object`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One turn of the agent and what the environment answered."""
+
+    index: int
+    kind: StepKind
+    author: Author
+    text: str
+    """The assistant message word for word, e.g. `Thought: ...\\nAction: ...`."""
+    thought: str
+    action: str
+    observation: str | None = None
+    """The environment's answer; None when the action was never executed."""
+    reward: float = 0.0
+    reflection: str | None = None
+    """The reflection inside `text`, for corrections."""
+    verdict: Verdict | None = None
+    """The teacher's judgement of this step, where there was one."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    """Wall time of the step: LLM, teacher and environment together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an episode cost."""
+
+    env_steps: int = 0
+    student_calls: int = 0
+    teacher_calls: int = 0
+    prompt_tokens: int = 0
+    """Prompt tokens of the student's calls."""
+    completion_tokens: int = 0
+    teacher_prompt_tokens: int = 0
+    teacher_completion_tokens: int = 0
+    retries: int = 0
+    """LLM requests that were sent again."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One finished episode, complete enough to rebuild every prompt that was sent."""
+
+    trajectory_id: str
+    """`<task_id>#<source>#<seed>`."""
+    task: Task
+    prompt: tuple[Message, ...]
+    """Messages before the first step: instruction (system) and first observation (user)."""
+    steps: tuple[Step, ...]
+    reward: float
+    success: bool
+    stop_reason: StopReason
+    source: Source
+    seed: int
+    error: str | None = None
+    """One line, when the stop reason is an error."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Role (`student`, `teacher`, `expert`) -> model name."""
+    prompt_version: str = ""
+    engine: str = ""
+    """Environment engine and version."""
+    usage: Usage = field(default_factory=Usage)
+    schema_version: int = SCHEMA_VERSION
+    producer: str = ""
+    """`step_ray <version> <git revision>` that wrote the record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A point estimate with its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalReport:
+    """Outcome of one model on one list of tasks.
+
+    `num_tasks = num_success + num_failed + num_truncated + num_errors`.
+    """
+
+    model: str
+    num_tasks: int
+    num_success: int
+    num_failed: int
+    num_truncated: int
+    num_errors: int
+    success_rate: Interval
+    mean_reward: Interval
+    mean_steps: float
+    mean_env_noops: float
+    """Steps per episode that the environment answered with its no-op text."""
+    stop_reasons: Mapping[str, int]
+    by_task_type: Mapping[str, Interval]
+    seconds: float
+    seed: int
