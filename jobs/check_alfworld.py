@@ -10,12 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from step_ray.envs.alfworld.parity import (
-    ParityReport,
-    compare_games,
-    find_games,
-    write_old_wording,
-)
+from step_ray.envs.alfworld import parity
 
 
 def main() -> int:
@@ -27,12 +22,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--old-wording", action="store_true", help="rewrite to 'put .. in/on ..'")
     args = parser.parse_args()
-    games, report = find_games(args.folder)[: args.num_games], ParityReport()
+    games, report = parity.find_games(args.folder)[: args.num_games], parity.ParityReport()
     with tempfile.TemporaryDirectory() as folder:
         if args.old_wording:
-            games = [write_old_wording(g, Path(folder) / f"{i}.json") for i, g in enumerate(games)]
-        for path in compare_games(games, args.steps, args.seed, report):
-            print(f"{report.games}/{len(games)} {path}: {len(report.mismatches)} mismatches so far")
+            games = parity.write_old_wording(games, Path(folder))
+        for path in parity.compare_games(games, args.steps, args.seed, report):
+            print(f"{report.games} {path}: {len(report.mismatches)} mismatches so far")
     for row in report.mismatches[:20]:
         print(row)
     print(f"{report.games} games, {report.episodes} episodes ({report.won} won), ", end="")

@@ -6,7 +6,7 @@ a resumed run sees the same data. It computes no loss and knows no model.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from step_ray.errors import DataError
 from step_ray.loss import num_trained_per_row, trained_positions
 
 COLUMNS = ("input_ids", "loss_mask")
+Lengths = Sequence[int] | Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +125,7 @@ def plan_epoch(lengths: Sequence[int], batch_tokens: int, seed: int, epoch: int)
 
 
 def split_batch(
-    batch: Sequence[int], lengths: Sequence[int], num_ranks: int, micro_batch_tokens: int
+    batch: Sequence[int], lengths: Lengths, num_ranks: int, micro_batch_tokens: int
 ) -> list[list[list[int]]]:
     """Divide a global batch over ranks, and each rank's share into forward passes.
 
@@ -133,7 +134,7 @@ def split_batch(
 
     Args:
         batch: example indices.
-        lengths: tokens of each example of the dataset.
+        lengths: tokens by example index.
         num_ranks: workers.
         micro_batch_tokens: tokens of a forward pass, padding included; an example that is longer
             goes alone.
@@ -153,7 +154,7 @@ def split_batch(
     return [own + [[] for _ in range(most - len(own))] for own in passes]
 
 
-def _cut(share: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+def _cut(share: list[int], lengths: Lengths, budget: int) -> list[list[int]]:
     """Cut a share that is sorted from long to short into passes of at most `budget` tokens."""
     passes: list[list[int]] = []
     for index in share:

@@ -36,22 +36,18 @@ TRAINABLE_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 """Checkpoints of a LoRA hold the adapter only; the frozen base comes from `init`."""
 
 
-def build_model(init: str, dtype: str, config: TrainConfig, seed: int) -> nn.Module:
+def build_model(init: str, dtype: str, config: TrainConfig, seed: int) -> Any:
     """The student of `init` as it is trained, on CPU: with a LoRA if configured.
 
     The seed makes the LoRA's random start the same on all ranks.
     """
-    model: nn.Module = load_model(init, dtype)
+    model: Any = load_model(init, dtype)
     if config.lora_rank:
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(seed)
-        lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
+        shape: dict[str, Any] = {"r": config.lora_rank, "lora_alpha": config.lora_alpha}
+        lora = LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -73,9 +69,9 @@ def wrap(model: nn.Module, config: TrainConfig) -> nn.Module:
     return model
 
 
-def _decoder_blocks(model: nn.Module) -> list[nn.Module]:
+def _decoder_blocks(model: Any) -> list[nn.Module]:
     """The repeated layers, as the model itself names them (they must stay whole on a device)."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(base._no_split_modules or ())
     return [module for module in base.modules() if type(module).__name__ in names]
 
@@ -96,7 +92,7 @@ class Learner:
 
     def __init__(self, *, init: str, dtype: str, config: TrainConfig, seed: int, rank: int) -> None:
         self.init, self.dtype, self.config, self.seed, self.rank = init, dtype, config, seed, rank
-        model: Any = build_model(init, dtype, config, seed)
+        model = build_model(init, dtype, config, seed)
         self.head: nn.Module = model.get_output_embeddings()
         self.model = wrap(model, config).train()
         self.optimizer = make_optimizer(self.model, config)
@@ -183,7 +179,7 @@ class Learner:
         state = get_model_state_dict(self.model, options=whole)
         if self.rank:
             return
-        model: Any = build_model(self.init, self.dtype, self.config, self.seed)
+        model = build_model(self.init, self.dtype, self.config, self.seed)
         model.load_state_dict(state)
         if self.config.lora_rank:
             model = model.merge_and_unload()

@@ -206,6 +206,10 @@ class _Encoder:
         if chat.hidden == chat.text:
             encoding = self._backend.encode(chat.text, add_special_tokens=False)
             return _Tokens(encoding.ids, encoding.offsets)
+        return self._encode_renamed(chat)
+
+    def _encode_renamed(self, chat: _Chat) -> _Tokens:
+        """`encode` with the second encoder; the same ids where there is nothing to keep apart."""
         encoding = self._renamed.encode(self._rename(chat), add_special_tokens=False)
         if not self.special_ids.isdisjoint(encoding.ids):
             raise TemplateError(
@@ -277,9 +281,10 @@ def _mask(
         first, last = turns[span.message].start, turns[span.message].stop
         if span.start:
             first = bisect_left(tokens.offsets, cuts[span.message, span.start], key=_start)
-        if span.stop is not None:
+        if span.stop:
             last = bisect_right(tokens.offsets, cuts[span.message, span.stop], key=_stop)
-        mask[first:last] = [True] * (last - first)
+        if span.stop != 0:
+            mask[first:last] = [True] * (last - first)
     return tuple(mask)
 
 

@@ -138,14 +138,17 @@ def paired_difference(
         odd = len(a.keys() ^ b.keys())
         raise DataError(f"comparison: {odd} of {len(a.keys() | b.keys())} tasks are not in both")
     differences = np.array([a[task] - b[task] for task in sorted(a)], dtype=np.float64)
+    # Always resampled with the better model first, so that swapping a and b mirrors the interval.
+    sign = -1.0 if differences.sum() < 0 else 1.0
     # Drawing counts of the distinct values equals drawing tasks, with far less memory.
-    values, counts = np.unique(differences, return_counts=True)
+    values, counts = np.unique(sign * differences, return_counts=True)
     num = len(differences)
     draws = np.random.default_rng(seed).multinomial(num, counts / num, size=NUM_RESAMPLES)
-    low, high = np.quantile(draws @ values / num, [(1 - confidence) / 2, (1 + confidence) / 2])
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = sorted(sign * np.quantile(draws @ values / num, tails))
     num_only_a, num_only_b = int(np.sum(differences > 0)), int(np.sum(differences < 0))
     return PairedDifference(
-        estimate=float(counts @ values / num),
+        estimate=float(sign * (counts @ values) / num),
         low=float(low),
         high=float(high),
         p_value=_sign_test(num_only_a, num_only_b),

@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 
 from step_ray.batching import example_files
 from step_ray.config import TrainConfig
-from step_ray.errors import DataError, RunStateError, StepRayError
+from step_ray.errors import RunStateError, StepRayError
 from step_ray.student import check_init, resolve_init
 from step_ray.train_loop import (
     METRICS_FILE,
@@ -149,7 +149,7 @@ def _fit(job: TrainJob, name: str, cpus_per_worker: int) -> None:
     resources = {"CPU": cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={"job": job},
+        train_loop_config=job.model_dump(mode="json"),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
@@ -177,10 +177,10 @@ def _fault(exc: TrainingFailedError, max_failures: int) -> StepRayError:
             return cause
     failure = next(iter(failures.values()), exc)
     cause = getattr(failure, "_base_exc", failure)
-    line = (str(cause).strip().splitlines() or [""])[0]
+    line = " ".join(str(cause).split())[:300]
     return StepRayError(
-        f"train: workers failed more than {max_failures} times (train.max_failures): "
-        f"{type(cause).__name__}: {line}; run again to go on from the last checkpoint"
+        f"train: workers failed more than {max_failures} times (train.max_failures); "
+        f"run again to go on from the last checkpoint ({type(cause).__name__}: {line})"
     )
 
 

@@ -17,7 +17,7 @@ import ray.train
 import torch
 
 from step_ray.batching import Examples, collate, load_examples, plan_epoch, split_batch
-from step_ray.config import TrainConfig
+from step_ray.config import Section, TrainConfig
 from step_ray.learner import Learner
 
 METRICS_FILE = "metrics.jsonl"
@@ -27,9 +27,12 @@ FINAL_LR = 0.1
 """Learning rate at the end, as a share of its peak."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainJob:
-    """Everything a worker needs; paths are absolute and on a file system that all nodes share."""
+class TrainJob(Section):
+    """Everything a worker needs; paths are absolute and on a file system that all nodes share.
+
+    It goes to Ray as plain JSON: Ray's controller unpickles it too, and would load this module and
+    with it transformers for nothing.
+    """
 
     config: TrainConfig
     examples_dir: Path
@@ -62,14 +65,14 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
     """Train, checkpoint and export; resumes from the latest checkpoint of the run, if any.
 
     Args:
-        loop_config: `{"job": TrainJob}`.
+        loop_config: a `TrainJob` in JSON.
 
     Raises:
         DataError: the examples cannot be used.
         ConfigError: the model cannot be loaded.
         StepRayError: the loss is not finite.
     """
-    job: TrainJob = loop_config["job"]
+    job = TrainJob.model_validate(loop_config)
     started = time.monotonic()
     torch.set_num_threads(job.num_threads)
     rank = ray.train.get_context().get_world_rank()
@@ -97,34 +100,49 @@ def _restore(learner: Learner) -> int:
 def _run_steps(
     job: TrainJob, learner: Learner, examples: Examples, done: int, metrics: "MetricsLog | None"
 ) -> None:
-    """The optimizer steps after the first `done`, with a checkpoint every so many and at the end."""
-    config, lengths = job.config, examples.lengths.tolist()
+    """All optimizer steps after the first `done`; checkpoints every so many and at the end."""
+    lengths = examples.lengths.tolist()
     plan = [
         (epoch, batch)
-        for epoch in range(config.epochs)
-        for batch in plan_epoch(lengths, config.batch_tokens, job.seed, epoch)
+        for epoch in range(job.config.epochs)
+        for batch in plan_epoch(lengths, job.config.batch_tokens, job.seed, epoch)
     ]
     for step in range(done, len(plan)):
         epoch, batch = plan[step]
-        begun = time.monotonic()
-        shares = split_batch(batch, lengths, learner.world_size, config.micro_batch_tokens)
-        num_trained = int(examples.num_trained[batch].sum())
-        lr = learning_rate(step, len(plan), config)
-        loss, norm = learner.step(
-            [collate(examples, indices) for indices in shares[learner.rank]],
-            number=step,
-            num_trained=num_trained,
-            lr=lr,
-        )
-        seconds = time.monotonic() - begun
-        tokens = sum(lengths[i] for i in batch)
-        line = {"step": step + 1, "num_steps": len(plan), "epoch": epoch, "loss": loss, "lr": lr}
-        line |= {"grad_norm": norm, "trained_tokens": num_trained, "tokens": tokens}
-        line |= {"tokens_per_s": tokens / seconds, "seconds": seconds}
+        lr = learning_rate(step, len(plan), job.config)
+        line = {"step": step + 1, "num_steps": len(plan), "epoch": epoch, "lr": lr}
+        line |= _run_step(learner, examples, batch, number=step, lr=lr)
         if metrics:
             metrics.append(line)
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == len(plan):
+        if (step + 1) % job.config.checkpoint_every == 0 or step + 1 == len(plan):
             _checkpoint(learner, line)
+
+
+def _run_step(
+    learner: Learner, examples: Examples, batch: list[int], *, number: int, lr: float
+) -> dict[str, Any]:
+    """Train one global batch; gives its part of the metrics line (0-based epoch, 1-based step)."""
+    begun = time.monotonic()
+    lengths = {i: int(examples.lengths[i]) for i in batch}
+    budget = learner.config.micro_batch_tokens
+    passes = split_batch(batch, lengths, learner.world_size, budget)[learner.rank]
+    num_trained = int(examples.num_trained[batch].sum())
+    loss, norm = learner.step(
+        [collate(examples, indices) for indices in passes],
+        number=number,
+        num_trained=num_trained,
+        lr=lr,
+    )
+    seconds = time.monotonic() - begun
+    tokens = sum(lengths.values())
+    return {
+        "loss": loss,
+        "grad_norm": norm,
+        "trained_tokens": num_trained,
+        "tokens": tokens,
+        "tokens_per_s": tokens / seconds,
+        "seconds": seconds,
+    }
 
 
 def _checkpoint(learner: Learner, line: dict[str, Any]) -> None:

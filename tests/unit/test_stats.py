@@ -154,7 +154,7 @@ def test_balanced_discordance_has_p_one():
 def test_swapping_the_models_mirrors_the_difference():
     forth = paired_difference(binary("abcdef"), binary("aj"), 0.95)
     back = paired_difference(binary("aj"), binary("abcdef"), 0.95)
-    assert back.estimate == -forth.estimate
+    assert (back.estimate, back.low, back.high) == (-forth.estimate, -forth.high, -forth.low)
     assert back.p_value == forth.p_value
     assert (back.num_only_a, back.num_only_b) == (forth.num_only_b, forth.num_only_a)
 

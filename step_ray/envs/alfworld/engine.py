@@ -73,7 +73,7 @@ class NativeEngine:
     def _admissible_actions(self) -> dict[str, Action]:
         if self._actions is None:
             places, here = self.game.places, self._place
-            actions = {
+            actions: dict[str, Action] = {
                 command: ("go", receptacle)
                 for command, receptacle in self.game.travel
                 if places[receptacle] != here

@@ -37,7 +37,7 @@ _SIZES = {"tiny": (4, 6, 4, 7), "small": (6, 9, 6, 12)}
 """Fewest and most receptacles, fewest and most objects; "full" is `tables.FULL_SIZES`."""
 
 _MAX_DRAWS = 10_000
-"""Far above need (about every third draw is kept): reached only if the knobs exclude all games."""
+"""Far above need (about every fourth draw is kept): reached only if the knobs exclude all games."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class GeneratorSpec:
 
     seed: int
     split: str
-    """One of train, valid_seen, valid_unseen."""
+    """One of `tables.SPLITS`."""
     num_games: int
     """Games 0 .. num_games-1; game i is the same whatever `num_games` is."""
     task_types: tuple[str, ...] = tables.TASK_TYPES

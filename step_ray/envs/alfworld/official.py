@@ -80,7 +80,7 @@ def _shared_engine() -> _SharedEngine:
         from textworld.envs import PddlEnv
     except ImportError as exc:
         raise ConfigError(
-            f"alfworld engine 'official': {exc}; pip install 'step-ray[alfworld]' or use 'native'"
+            f"env.engine: textworld: {exc}; pip install 'step-ray[alfworld]' or use native"
         ) from None
     fast_downward.pddl2sas = _translate_once(fast_downward.pddl2sas)
     infos = textworld.EnvInfos(won=True, admissible_commands=True, extras=["gamefile"])

@@ -13,18 +13,7 @@ from typing import Protocol
 from step_ray.envs.alfworld.engine import NativeEngine, StepOutcome, load_game
 from step_ray.envs.alfworld.official import OfficialEngine
 
-NONSENSE = (
-    "",
-    "   ",
-    "LOOK",
-    " look ",
-    "go to",
-    "go to nowhere 1",
-    "take",
-    "put a in b",
-    "??",
-    "…",
-)
+NONSENSE = ("", "   ", "LOOK", " look ", "go to", "go to nowhere 1", "take", "put a in b", "é?")
 _OLD_WORDING = (
     ("move {o} to {r}", "put {o} in/on {r}"),
     ("You move the {o.name} to the {r.name}.", "You put the {o.name} in/on the {r.name}."),
@@ -140,13 +129,17 @@ def find_games(folder: Path) -> list[Path]:
     return sorted(folder.rglob("game.tw-pddl"))
 
 
-def write_old_wording(game: Path, target: Path) -> Path:
-    """Copy a game with the texts that releases before 0.4 used ('put {o} in/on {r}')."""
-    data = json.loads(game.read_text(encoding="utf-8"))
-    for new, old in _OLD_WORDING:
-        data["grammar"] = data["grammar"].replace(new, old)
-    target.write_text(json.dumps(data), encoding="utf-8")
-    return target
+def write_old_wording(games: Iterable[Path], folder: Path) -> list[Path]:
+    """Copy games with the texts that releases before 0.4 used ('put {o} in/on {r}')."""
+    copies = []
+    for number, game in enumerate(games):
+        data = json.loads(game.read_text(encoding="utf-8"))
+        for new, old in _OLD_WORDING:
+            data["grammar"] = data["grammar"].replace(new, old)
+        copies.append(folder / f"{number}-{game.parent.name}" / game.name)
+        copies[-1].parent.mkdir(parents=True)
+        copies[-1].write_text(json.dumps(data), encoding="utf-8")
+    return copies
 
 
 def compare_games(

@@ -23,14 +23,13 @@ _FACT = re.compile(
 
 
 def _place_goal(goal: Goal) -> str:
-    predicate = tables.TASK_PROPERTY.get(goal.task_type, "")
-    able = f"({predicate} ?o) " if predicate else ""
-    state = f" ({_STATES[predicate]} ?o)" if predicate else ""
-    return (
-        f"(exists (?r - receptacle) (exists (?o - object) (and {able}"
-        f"(objectType ?o {goal.target}Type) (receptacleType ?r {goal.parent}Type){state}"
-        " (inReceptacle ?o ?r))))"
-    )
+    types = f"(objectType ?o {goal.target}Type) (receptacleType ?r {goal.parent}Type)"
+    predicate = tables.TASK_PROPERTY.get(goal.task_type)
+    if predicate is None:
+        conditions = f"(inReceptacle ?o ?r) {types}"
+    else:
+        conditions = f"({predicate} ?o) {types} ({_STATES[predicate]} ?o) (inReceptacle ?o ?r)"
+    return f"(exists (?r - receptacle) (exists (?o - object) (and {conditions})))"
 
 
 def _two_goal(goal: Goal) -> str:

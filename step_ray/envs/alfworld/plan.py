@@ -1,34 +1,13 @@
 """The scripted solution of a generated game: a plan by construction, without search.
 
-Takes a scene, gives entity names and the commands of a short solution; never executes anything.
+Takes a scene, gives the commands of a short solution; never executes anything.
 Knowing where everything lies, the plan fetches, treats and places the target. Whether the plan wins
 is the engine's word (`generator` plays it before a game is written).
 """
 
-from collections import Counter
-from collections.abc import Iterable
-
 from step_ray.envs.alfworld import tables
+from step_ray.envs.alfworld.problem import number_names
 from step_ray.envs.alfworld.scene import Item, Receptacle, Scene
-
-
-def entity_names(ids: Iterable[str]) -> dict[str, str]:
-    """Id -> name as the player sees it, e.g. `Sink_bar_..._bar_SinkBasin` -> `sinkbasin 1`.
-
-    ALFWorld numbers the entities of a class from the highest number down in the order of their
-    lower-cased ids.
-    """
-    bases = {}
-    for entity in ids:
-        base = entity.split("_bar_", 1)[0].lower()
-        bases[entity] = base + "basin" if "basin" in entity.lower() else base
-    left = Counter(bases.values())
-    names = {}
-    for entity in sorted(bases, key=str.lower):
-        base = bases[entity]
-        names[entity] = f"{base} {left[base]}"
-        left[base] -= 1
-    return names
 
 
 class _Planner:
@@ -36,8 +15,9 @@ class _Planner:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        receptacle_ids = [receptacle.id for receptacle in scene.room.receptacles]
-        self.names = entity_names(receptacle_ids + [item.id for item in scene.items])
+        ids = [r.id for r in scene.room.receptacles] + [i.id for i in scene.items]
+        shown = number_names(entity.lower() for entity in ids)  # engines read ids in lower case
+        self.names = {entity: shown[entity.lower()] for entity in ids}
         self.at: Receptacle | None = None
         self.opened: set[str] = set()
         self.commands: list[str] = []

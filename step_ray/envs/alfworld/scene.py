@@ -158,7 +158,7 @@ def draw_goal(rng: Random, room: Room, task_type: str) -> Goal | None:
         return Goal(task_type, rng.choice(targets), "", "DeskLamp")
     tool = tables.TASK_TOOL.get(task_type, ("", ""))[1]
     pairs: dict[str, list[str]] = {}
-    for parent in sorted({r.cls for r in room.receptacles} - {tool}):
+    for parent in sorted({r.cls for r in room.receptacles} - {tool} - tables.NEVER_DESTINATIONS):
         held = [t for t in targets if t in tables.HOLDS[parent] and _hosts_outside(room, t, parent)]
         if held:
             pairs[parent] = held

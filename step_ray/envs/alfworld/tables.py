@@ -18,7 +18,8 @@ TASK_TYPES = (
     "pick_two_obj_and_place",
 )
 ROOMS = ("Kitchen", "LivingRoom", "Bedroom", "Bathroom")
-SPLITS = ("train", "valid_seen", "valid_unseen")
+SPLITS = ("train", "valid_seen", "valid_unseen", "pretrain")
+"""The released splits, and one to pretrain a tiny base model on; their order fixes the games."""
 
 TASK_ROOMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -87,6 +88,9 @@ TASK_TOOL: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 """Task type -> (verb, receptacle class that does it); that class is never the destination."""
+
+NEVER_DESTINATIONS = _classes("HandTowelHolder LaundryHamper SinkBasin TVStand TowelHolder")
+"""Receptacle classes that no released game asks to put something in."""
 
 GOAL_TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {

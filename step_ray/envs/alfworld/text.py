@@ -148,4 +148,4 @@ def _refuse_other_texts(plain_grammar: str) -> None:
     known = plain_grammar.replace("{co}", "{o}").replace("{ko}", "{k}")
     for text in _FIXED_TEXTS:
         if text not in known:
-            raise DataError(f"grammar: {text!r} is missing; play this game with engine 'official'")
+            raise DataError(f"grammar: {text!r} is missing; play it with env.engine: textworld")

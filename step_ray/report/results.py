@@ -1,0 +1,221 @@
+"""The results of a run: one row per arm, compared pairwise, for the terminal and as files.
+
+Takes `ReportInputs`, gives rows, a rich table, results.json and results.csv; the HTML page shows
+the same rows. It estimates nothing itself (see stats.py).
+"""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rich.table import Table
+from rich.text import Text
+
+from step_ray.errors import DataError
+from step_ray.stats import PairedDifference, paired_difference
+from step_ray.types import EvalReport, Interval, Trajectory
+
+BASE = "base"
+"""The base agent, trained on the golden data of U1."""
+GOLDEN_ONLY = "golden_only"
+"""The control: golden data only, as many trajectories."""
+NOT_RUN = "not run"
+COLUMNS = (
+    *("tasks", "success %", "vs base", "vs golden_only", "reward", "steps", "no-ops"),
+    *("truncated", "errors"),
+)
+"""Columns of the terminal table after the arm."""
+
+Comparison: TypeAlias = PairedDifference | str
+"""A paired difference, or the words that stand in its place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportInputs:
+    """All that a report shows; whatever is left out is shown as not run."""
+
+    run: Mapping[str, Any]
+    """Facts for the header, see page.RUN_FACTS; values are text, numbers or mappings of them."""
+    config: Mapping[str, Any]
+    """The resolved configuration; `arms` and `dataset.mask_suboptimal` are read."""
+    evals: Sequence[EvalReport] = ()
+    """One per model; `model` is the name of the arm, `base` that of the base agent."""
+    outcomes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Arm -> task id -> success, averaged over seeds (stats.success_by_task)."""
+    training: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Arm -> metric lines; those with `step` (optimizer steps) and `loss` are drawn."""
+    collection: Sequence[Trajectory] = ()
+    """All episodes of the collection, kept or not."""
+    datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Arm -> dataset summary. All scalars are shown; the cost table reads `num_trajectories` and
+    `num_trained_tokens`."""
+    task_types: Mapping[str, str] = field(default_factory=dict)
+    """Evaluation task id -> task type, for the number of tasks of each type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRow:
+    """One line of the results."""
+
+    arm: str
+    report: EvalReport | None
+    vs_base: Comparison
+    vs_golden_only: Comparison
+
+
+def results_rows(inputs: ReportInputs) -> list[ResultRow]:
+    """Base agent, the configured arms in their order, then any other evaluated model.
+
+    Raises:
+        DataError: two evaluations of one arm.
+    """
+    counts = Counter(report.model for report in inputs.evals)
+    twice = [name for name, number in counts.items() if number > 1]
+    if twice:
+        raise DataError(f"report: {twice[0]!r} has {counts[twice[0]]} evaluations; give one")
+    reports = {report.model: report for report in inputs.evals}
+    return [
+        ResultRow(
+            arm=arm,
+            report=reports.get(arm),
+            vs_base=_compare(inputs, reports.get(arm), BASE),
+            vs_golden_only=_compare(inputs, reports.get(arm), GOLDEN_ONLY),
+        )
+        for arm in dict.fromkeys([BASE, *inputs.config.get("arms", {}), *reports])
+    ]
+
+
+def _compare(inputs: ReportInputs, report: EvalReport | None, other: str) -> Comparison:
+    if report is None:
+        return NOT_RUN
+    if report.model == other:
+        return "reference"
+    mine, theirs = inputs.outcomes.get(report.model), inputs.outcomes.get(other)
+    if not mine or not theirs:
+        return NOT_RUN
+    try:
+        return paired_difference(mine, theirs, report.success_rate.confidence)
+    except DataError as exc:
+        return f"not comparable ({exc})"
+
+
+def results_table(inputs: ReportInputs) -> Table:
+    """The results for the terminal: the same numbers as the report.
+
+    Raises:
+        DataError: two evaluations of one arm.
+    """
+    table = Table(title="Success rate and paired differences in percentage points")
+    table.add_column("arm")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for row in results_rows(inputs):
+        # Text, not str: rich would read markup in a name.
+        table.add_row(*(Text(cell) for cell in (row.arm, *_cells(row))))
+    return table
+
+
+def _cells(row: ResultRow) -> list[str]:
+    compared = [_joined(difference(c)) for c in (row.vs_base, row.vs_golden_only)]
+    if row.report is None:
+        return [NOT_RUN, NOT_RUN, *compared, *[NOT_RUN] * 5]
+    return [
+        count(row.report.num_tasks),
+        _joined(rate(row.report.success_rate)),
+        *compared,
+        f"{row.report.mean_reward.estimate:.3f}",
+        f"{row.report.mean_steps:.1f}",
+        f"{row.report.mean_env_noops:.2f}",
+        count(row.report.num_truncated),
+        count(row.report.num_errors),
+    ]
+
+
+def _joined(texts: tuple[str, ...]) -> str:
+    return "\n".join(text for text in texts if text)
+
+
+def rate(interval: Interval | None) -> tuple[str, str]:
+    """A proportion in percent and its interval, as shown."""
+    if interval is None:
+        return NOT_RUN, ""
+    return (
+        f"{100 * interval.estimate:.1f}",
+        f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]",
+    )
+
+
+def difference(comparison: Comparison) -> tuple[str, ...]:
+    """A paired difference in percentage points, its interval and its p-value, as shown."""
+    if isinstance(comparison, str):
+        return comparison, ""
+    low, high = 100 * comparison.low, 100 * comparison.high
+    p_value = "p < 0.001" if comparison.p_value < 0.001 else f"p = {comparison.p_value:.3f}"
+    return f"{100 * comparison.estimate:+.1f}", f"[{low:+.1f}, {high:+.1f}]", p_value
+
+
+def count(value: Any) -> str:
+    """A number with thousands separators; None was not measured; anything else as it is."""
+    if value is None:
+        return NOT_RUN
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def write_results(folder: str | Path, inputs: ReportInputs) -> None:
+    """Write results.json (all numbers, nested) and results.csv (one flat line per arm).
+
+    The CSV leaves out stop reasons and task types. A number that was not measured, or a bound
+    that does not exist, is null in the one and empty in the other.
+
+    Raises:
+        DataError: two evaluations of one arm.
+    """
+    rows = [plain(asdict(row)) for row in results_rows(inputs)]
+    write_text(Path(folder) / "results.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    lines = [_flat(row) for row in rows]
+    buffer = io.StringIO()
+    names = dict.fromkeys(name for line in lines for name in line)
+    writer = csv.DictWriter(buffer, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(Path(folder) / "results.csv", buffer.getvalue())
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names joined by `_`; those of the evaluation itself stand alone."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if name in {"stop_reasons", "by_task_type", "model"} or (name, value) == ("report", None):
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flat(value, "" if name == "report" else f"{prefix}{name}_")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def plain(value: Any) -> Any:
+    """The value in types that JSON and YAML know; numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if isinstance(value, bool | int | None) else str(value)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.tmp")
+    temp.write_text(text, encoding="utf-8", errors="backslashreplace")
+    temp.replace(path)

@@ -1,0 +1,164 @@
+"""Training on real Ray Train workers (CPU, gloo): world size, kills and restarts do not matter."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from step_ray.config import ScratchConfig, TrainConfig
+from step_ray.errors import ConfigError, DataError, RunStateError, StepRayError
+from step_ray.student import new_model, save_student, train_tokenizer
+from step_ray.train import train
+from step_ray.train_loop import read_lines
+
+SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
+CONFIG = TrainConfig(
+    epochs=4, learning_rate=3e-3, batch_tokens=128, micro_batch_tokens=128, checkpoint_every=20
+)
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict:
+    """A model of 0.03M parameters and 120 examples in which the second half is trained."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tokenizer = train_tokenizer(["go to shelf 1"], SHAPE.vocab_size)
+    save_student(folder / "model", new_model(tokenizer, SHAPE, max_length=64, seed=0), tokenizer)
+    draw = random.Random(0)
+    lengths = [draw.randint(8, 24) for _ in range(120)]
+    ids = [[draw.randint(7, 40) for _ in range(n)] for n in lengths]
+    mask = [[position >= n // 2 for position in range(n)] for n in lengths]
+    types = {"input_ids": pa.list_(pa.int32()), "loss_mask": pa.list_(pa.bool_())}
+    (folder / "examples").mkdir()
+    table = pa.table({"input_ids": ids, "loss_mask": mask}, schema=pa.schema(types))
+    pq.write_table(table, folder / "examples" / "part-0.parquet")
+    return {"init": str(folder / "model"), "examples_dir": folder / "examples", "dtype": "float32"}
+
+
+def run(folder: Path, inputs: dict, config: TrainConfig = CONFIG, **options):
+    settings = {"output_dir": folder / "out", "work_dir": folder / "work", "seed": 3, "name": "t"}
+    return train(config, **{**inputs, **settings, **options})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder / "out").state_dict()
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    torch.testing.assert_close(weights(folder), weights(other), rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, inputs) -> Path:
+    """One worker, from start to end."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run(folder, inputs)
+    return folder
+
+
+def kill_worker_after_a_checkpoint(work_dir: Path) -> threading.Thread:
+    """SIGKILL rank 0, once, as soon as Ray has taken note of a checkpoint."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 100
+        while not (work_dir / "t" / "checkpoint_manager_snapshot.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(read_lines(work_dir / "starts.jsonl")[-1]["pid"], signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def start_steps(folder: Path) -> list[int]:
+    return [start["step"] for start in read_lines(folder / "work" / "starts.jsonl")]
+
+
+def test_training_learns_and_leaves_a_loadable_model_and_one_line_per_step(uninterrupted):
+    lines = read_lines(uninterrupted / "work" / "metrics.jsonl")
+    result = json.loads((uninterrupted / "out" / "train_result.json").read_text())
+    assert [line["step"] for line in lines] == list(range(1, result["num_steps"] + 1))
+    assert lines[-1]["loss"] < lines[0]["loss"] - 1
+    assert result["trained_tokens"] == sum(line["trained_tokens"] for line in lines)
+    assert result["num_restarts"] == 0
+    assert AutoTokenizer.from_pretrained(uninterrupted / "out").chat_template
+
+
+def test_two_ddp_workers_train_the_same_weights_as_one(tmp_path, inputs, uninterrupted):
+    config = CONFIG.model_copy(update={"num_workers": 2, "micro_batch_tokens": 64})
+    seen = []
+    result = run(tmp_path, inputs, config, on_progress=lambda line: seen.append(line["step"]))
+    assert_same_weights(tmp_path, uninterrupted)
+    assert seen[-1] == result.num_steps
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_happened(
+    tmp_path, inputs, uninterrupted
+):
+    killer = kill_worker_after_a_checkpoint(tmp_path / "work")
+    result = run(tmp_path, inputs)
+    killer.join()
+    lines = read_lines(tmp_path / "work" / "metrics.jsonl")
+    assert result.num_restarts == 1
+    assert start_steps(tmp_path)[1] >= 20
+    assert [line["step"] for line in lines] == list(range(1, result.num_steps + 1))
+    assert_same_weights(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_failed_training_goes_on_when_called_again_even_with_two_fsdp2_workers(
+    tmp_path, inputs, uninterrupted
+):
+    killer = kill_worker_after_a_checkpoint(tmp_path / "work")
+    with pytest.raises(StepRayError, match="max_failures"):
+        run(tmp_path, inputs, CONFIG.model_copy(update={"max_failures": 0}))
+    killer.join()
+    run(tmp_path, inputs, CONFIG.model_copy(update={"num_workers": 2, "strategy": "fsdp2"}))
+    assert start_steps(tmp_path)[1] >= 20
+    assert_same_weights(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_lora_learns_resumes_and_is_merged_at_export(tmp_path, inputs, strategy):
+    changes = {"lora_rank": 4, "num_workers": 2, "strategy": strategy, "learning_rate": 1e-2}
+    killer = kill_worker_after_a_checkpoint(tmp_path / "work")
+    result = run(tmp_path, inputs, CONFIG.model_copy(update=changes))
+    killer.join()
+    first = read_lines(tmp_path / "work" / "metrics.jsonl")[0]["loss"]
+    original = AutoModelForCausalLM.from_pretrained(inputs["init"]).state_dict()
+    trained = weights(tmp_path)
+    assert trained.keys() == original.keys()
+    changed = {name for name in trained if not torch.equal(trained[name], original[name])}
+    assert any("q_proj" in name for name in changed)
+    assert not any("embed" in name or "norm" in name for name in changed)
+    assert result.final_loss < first - 0.1
+    assert start_steps(tmp_path)[1] >= 20
+
+
+def test_a_finished_training_is_not_repeated_and_its_folder_not_reused(inputs, uninterrupted):
+    before = (uninterrupted / "out" / "model.safetensors").stat().st_mtime_ns
+    run(uninterrupted, inputs)
+    assert (uninterrupted / "out" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(RunStateError, match="another seed"):
+        run(uninterrupted, inputs, seed=4)
+
+
+def test_a_wrong_model_path_is_a_config_error_before_any_work(tmp_path, inputs):
+    with pytest.raises(ConfigError, match="no config"):
+        run(tmp_path, inputs, init=str(tmp_path / "nowhere"))
+
+
+def test_an_empty_folder_of_examples_is_a_data_error_before_any_work(tmp_path, inputs):
+    with pytest.raises(DataError, match="no training example"):
+        run(tmp_path, inputs, examples_dir=tmp_path)

@@ -1,0 +1,245 @@
+"""Batched generation: equal to Hugging Face greedy search, with and without reuse of prefixes."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import MistralConfig, MistralForCausalLM
+
+from step_ray.config import ScratchConfig
+from step_ray.errors import ConfigError, ContextLengthError
+from step_ray.generation import BatchGenerator, SamplingParams, choose_tokens
+from step_ray.kvcache import PrefixCache
+from step_ray.student import new_model, train_tokenizer
+
+MAX_LENGTH = 256
+SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["Thought: I look around.\nAction: go to desk 1"], SHAPE.vocab_size)
+
+
+@pytest.fixture
+def model(tokenizer):
+    model = new_model(tokenizer, SHAPE, max_length=MAX_LENGTH, seed=3)
+    # tied random weights only repeat the last token; these give varied text that looks back
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for weight in layer.self_attn.parameters():
+                weight.normal_(std=0.4)
+    model.lm_head = torch.nn.Linear(SHAPE.hidden_size, len(tokenizer), bias=False)
+    return model
+
+
+def make(model, tokenizer, *, prefix_cache_mb=0):
+    return BatchGenerator(
+        model, tokenizer, max_length=MAX_LENGTH, prefix_cache_mb=prefix_cache_mb
+    )
+
+
+def prompts(*lengths):
+    rng = random.Random(0)
+    return [[rng.randrange(7, 260) for _ in range(length)] for length in lengths]
+
+
+def hf_greedy(model, prompt, max_tokens):
+    with torch.inference_mode():
+        out = model.eval().generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+        )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def test_greedy_rows_of_unequal_length_equal_hf_generate(model, tokenizer):
+    batch = prompts(5, 90, 1, 40, 41)
+    sizes = [12, 3, 20, 12, 1]
+    got = make(model, tokenizer).generate(batch, [SamplingParams(max_tokens=n) for n in sizes])
+    assert [g.ids for g in got] == [
+        hf_greedy(model, p, n) for p, n in zip(batch, sizes, strict=True)
+    ]
+    assert len(set(got[2].ids)) > 5
+
+
+def test_the_next_turns_reuse_what_was_computed_and_change_nothing(model, tokenizer):
+    cached = make(model, tokenizer, prefix_cache_mb=64)
+    plain = make(model, tokenizer)
+    params = [SamplingParams(max_tokens=8)] * 3
+    batch, reused = prompts(30, 50, 31), []
+    for observation in prompts(9, 4, 12):
+        got, wanted = cached.generate(batch, params), plain.generate(batch, params)
+        assert [g.ids for g in got] == [w.ids for w in wanted]
+        reused.append([g.cached_tokens for g in got])
+        batch = [p + list(g.ids) + observation for p, g in zip(batch, got, strict=True)]
+    # the last new token of a turn was never fed, so 8 - 1 of its tokens are known
+    assert reused == [[0, 0, 0], [37, 57, 38], [54, 74, 55]]
+
+
+def test_a_prompt_that_departs_from_the_past_reuses_the_common_part_only(model, tokenizer):
+    cached = make(model, tokenizer, prefix_cache_mb=64)
+    (past,) = prompts(60)
+    params = [SamplingParams(max_tokens=6)]
+    cached.generate([past], params)
+    other = past[:20] + [past[20] + 1] + past[21:50]
+    (got,) = cached.generate([other], params)
+    assert got.cached_tokens == 20
+    assert got.ids == hf_greedy(model, other, 6)
+
+
+def test_a_repeated_prompt_computes_its_last_token_again(model, tokenizer):
+    cached = make(model, tokenizer, prefix_cache_mb=64)
+    batch, params = prompts(25), [SamplingParams(max_tokens=5)]
+    (first,), (second,) = cached.generate(batch, params), cached.generate(batch, params)
+    assert (first.cached_tokens, second.cached_tokens) == (0, 24)
+    assert first.ids == second.ids
+
+
+def test_a_sampled_row_does_not_depend_on_its_neighbours(model, tokenizer):
+    engine = make(model, tokenizer)
+    batch = prompts(20, 35, 7)
+    params = [
+        SamplingParams(max_tokens=10, temperature=1.0, seed=1),
+        SamplingParams(max_tokens=4),
+        SamplingParams(max_tokens=10, temperature=0.7, seed=2, top_p=0.9),
+    ]
+    together = engine.generate(batch, params)
+    alone = [engine.generate([p], [w])[0] for p, w in zip(batch, params, strict=True)]
+    assert together == alone
+
+
+def test_the_seed_decides_a_sampled_row(model, tokenizer):
+    engine = make(model, tokenizer)
+    (prompt,) = prompts(20)
+    wishes = [SamplingParams(max_tokens=12, temperature=2.0, seed=seed) for seed in (5, 5, 6)]
+    one, same, other = engine.generate([prompt] * 3, wishes)
+    assert one == same
+    assert one.ids != other.ids
+
+
+def test_an_end_token_of_the_generation_config_ends_a_row(model, tokenizer):
+    (prompt,) = prompts(20)
+    free = hf_greedy(model, prompt, 10)
+    end = next(t for t in free if t not in free[:1])
+    position = free.index(end)
+    model.generation_config.eos_token_id = [end]
+    (got,) = make(model, tokenizer).generate([prompt], [SamplingParams(max_tokens=10)])
+    assert got.ids == free[: position + 1]
+    assert got.finish_reason == "stop"
+
+
+def test_special_tokens_are_not_in_the_text(model, tokenizer):
+    with torch.no_grad():  # the end-of-turn token wins everywhere
+        model.model.norm.weight.zero_()
+        model.lm_head = torch.nn.Linear(SHAPE.hidden_size, len(tokenizer), bias=True)
+        model.lm_head.bias[tokenizer.eos_token_id] = 100.0
+    (got,) = make(model, tokenizer).generate(prompts(4), [SamplingParams(max_tokens=3)])
+    assert (got.ids, got.text, got.finish_reason) == ((tokenizer.eos_token_id,), "", "stop")
+
+
+def test_a_stop_text_ends_a_row_and_is_cut_off(model, tokenizer):
+    (prompt,) = prompts(20)
+    engine = make(model, tokenizer)
+    (free,) = engine.generate([prompt], [SamplingParams(max_tokens=12)])
+    stop = free.text[4:6]
+    (got,) = engine.generate([prompt], [SamplingParams(max_tokens=12, stop=("\0\0", stop))])
+    assert got.text == free.text[: free.text.index(stop)]
+    assert got.finish_reason == "stop"
+    assert got.ids == free.ids[: len(got.ids)]
+    assert len(got.ids) < 12
+
+
+def test_the_context_ends_a_row_with_length(model, tokenizer):
+    batch = prompts(MAX_LENGTH - 3)
+    (got,) = make(model, tokenizer).generate(batch, [SamplingParams(max_tokens=10)])
+    assert (len(got.ids), got.finish_reason) == (3, "length")
+
+
+def test_a_prompt_without_room_is_refused(model, tokenizer):
+    with pytest.raises(ContextLengthError, match="256 tokens and leaves no room in 256"):
+        make(model, tokenizer).generate(prompts(MAX_LENGTH), [SamplingParams(max_tokens=1)])
+
+
+def test_an_empty_prompt_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="prompt is empty"):
+        make(model, tokenizer).generate([[]], [SamplingParams(max_tokens=1)])
+
+
+def test_no_prompts_give_no_answers(model, tokenizer):
+    assert make(model, tokenizer).generate([], []) == []
+
+
+def test_a_sliding_window_model_is_refused(tokenizer):
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        sliding_window=8,
+    )
+    with pytest.raises(ConfigError, match="full-attention models only"):
+        make(MistralForCausalLM(config), tokenizer)
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(2000, 1)
+    wishes = [SamplingParams(max_tokens=1, temperature=1.0)] * 2000
+    drawn = choose_tokens(logits, wishes, [random.Random(i) for i in range(2000)])
+    shares = [drawn.count(token) / 2000 for token in range(3)]
+    assert shares == pytest.approx([0.5, 0.3, 0.2], abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "allowed"), [(0.0, {1}), (0.4, {1}), (0.51, {1, 2}), (0.8, {1, 2}), (1.0, {0, 1, 2})]
+)
+def test_top_p_keeps_the_smallest_set_that_holds_it(top_p, allowed):
+    logits = torch.tensor([[0.125, 0.5, 0.375]]).log().repeat(200, 1)
+    wishes = [SamplingParams(max_tokens=1, temperature=1.0, top_p=top_p)] * 200
+    assert set(choose_tokens(logits, wishes, [random.Random(i) for i in range(200)])) == allowed
+
+
+def state(length):
+    """One layer with 4 bytes per token in keys and in values."""
+    return [(torch.zeros(1, length, 1), torch.zeros(1, length, 1))]
+
+
+def test_the_least_recently_used_prefix_goes_first():
+    cache = PrefixCache(max_bytes=8 * 6)
+    cache.add([1, 1], state(2))
+    cache.add([2, 2], state(2))
+    cache.add([3, 3], state(2))
+    assert cache.longest([1, 1, 9])[0] == 2
+    cache.add([4, 4], state(2))
+    found = [cache.longest([i, i])[0] for i in (1, 2, 3, 4)]
+    assert (found, cache.num_bytes) == ([2, 0, 2, 2], 48)
+
+
+def test_a_continued_prefix_is_kept_once():
+    cache = PrefixCache(max_bytes=1000)
+    cache.add([1, 2], state(2))
+    cache.add([1, 2, 3], state(3))
+    assert (len(cache), cache.num_bytes, cache.longest([1, 2, 4])[0]) == (1, 24, 2)
+
+
+IDS = st.lists(st.integers(0, 2), max_size=6)
+
+
+@given(remembered=st.lists(IDS, max_size=5), ids=IDS)
+def test_the_longest_common_prefix_is_found(remembered, ids):
+    cache = PrefixCache(max_bytes=10**6)
+    for past in remembered:
+        cache.add(past, state(len(past)))
+    lengths = [
+        max(n for n in range(len(ids) + 1) if ids[:n] == past[:n]) for past in [*remembered, []]
+    ]
+    length, layers = cache.longest(ids)
+    assert length == max(lengths)
+    assert all(keys.shape[1] >= length for keys, _ in layers)

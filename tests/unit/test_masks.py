@@ -1,0 +1,315 @@
+"""The masking rules, each on token lists written by hand.
+
+`+` before a token: trained. `-`: written by the agent and masked. Nothing: prompt or observation.
+"""
+
+import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from step_ray.config import DatasetConfig, Recipe
+from step_ray.dataset import NOTHING_TRAINED, TOO_LONG, build_examples
+from step_ray.render import Renderer
+from step_ray.student import CHAT_TEMPLATE
+from step_ray.types import (
+    Author,
+    Message,
+    Source,
+    Step,
+    StepKind,
+    StopReason,
+    Task,
+    Trajectory,
+)
+
+SPECIAL = ["<unk>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+WORDS = ["Thought", "Action", ":", "\n", "look", "go", "take", "rules", "room", "desk", "mug"]
+VOCAB = [*SPECIAL, *WORDS, "nothing", "wrong", "good", "<", "|", "end", ">"]
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA2 = (
+    "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+    "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}"
+    "{{ bos_token }}[INST] {% if loop.first and system %}<<SYS>>\n{{ system }}\n<</SYS>>\n\n"
+    "{% endif %}{{ m['content'].strip() }} [/INST]"
+    "{% else %} {{ m['content'].strip() }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+PLAIN = (
+    "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
+def word_tokenizer(template=CHAT_TEMPLATE, bos="<|bos|>", eos="<|end|>", more=()):
+    """One token per word, sign and newline; blanks carry no token."""
+    vocab = {word: num for num, word in enumerate([*VOCAB, *more])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(" +"), "removed"),
+            pre_tokenizers.Split(Regex(r"\n|\w+|[^\w\s]"), "isolated"),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token=bos,
+        eos_token=eos,
+        additional_special_tokens=[*SPECIAL[3:], *(w for w in more if w.startswith("<|"))],
+        chat_template=template,
+    )
+
+
+def act(text, observation, kind=StepKind.ACT, author=Author.STUDENT):
+    return Step(
+        index=0,
+        kind=kind,
+        author=author,
+        text=text,
+        thought="",
+        action=text,
+        observation=observation,
+    )
+
+
+def error(text, observation):
+    return act(text, observation, StepKind.ERROR)
+
+
+def correction(text, observation):
+    return act(text, observation, StepKind.CORRECTION, Author.TEACHER)
+
+
+PROMPT = (Message(role="system", content="rules"), Message(role="user", content="room"))
+
+
+def episode(*steps, prompt=PROMPT):
+    return Trajectory(
+        trajectory_id="t",
+        task=Task(task_id="t", env="toy", split="train", goal=""),
+        prompt=prompt,
+        steps=steps,
+        reward=1.0,
+        success=True,
+        stop_reason=StopReason.SUCCESS,
+        source=Source.SELF_REFLECTED,
+        seed=0,
+    )
+
+
+def build(trajectory, recipe=None, config=None, tokenizer=None, max_length=1000):
+    tokenizer = tokenizer or word_tokenizer()
+    renderer = Renderer(tokenizer, max_length)
+    return build_examples([trajectory], renderer, recipe or Recipe(), config or DatasetConfig())
+
+
+def shown(trajectory, recipe=None, config=None, tokenizer=None):
+    """The only example as words, with `+` and `-` for the masks."""
+    tokenizer = tokenizer or word_tokenizer()
+    [example], _ = build(trajectory, recipe, config, tokenizer)
+    tokens = tokenizer.convert_ids_to_tokens(list(example.input_ids))
+    signs = zip(tokens, example.loss_mask, example.error_mask, strict=True)
+    return [f"{'+' * plus}{'-' * minus}{token}" for token, plus, minus in signs]
+
+
+HEAD = "<|bos|> <|system|> rules <|end|> <|user|> room <|end|> <|assistant|> "
+
+
+def test_ids_and_mask_of_one_golden_step_by_hand():
+    [example], summary = build(episode(act("Action: look", "desk")))
+
+    # bos system rules end user room end assistant | Action : look end
+    assert example.input_ids == (1, 3, 13, 2, 4, 14, 2, 5, 7, 8, 10, 2)
+    assert example.loss_mask == (False,) * 8 + (True,) * 4
+    assert example.num_trained == summary.num_trained_tokens == 4
+
+
+def test_every_agent_turn_is_trained_with_its_end_token_and_nothing_else():
+    got = shown(episode(act("Action: look", "desk"), act("Action: go", "mug")))
+
+    assert " ".join(got) == (
+        HEAD + "+Action +: +look +<|end|> <|user|> desk <|end|> <|assistant|> +Action +: +go"
+        " +<|end|>"
+    )
+
+
+def test_an_executed_error_is_masked_and_its_correction_is_trained():
+    steps = (
+        error("Action: go", "nothing"),
+        correction("Thought: wrong\nAction: take", "mug"),
+        act("Action: look", "good"),
+    )
+
+    got = shown(episode(*steps))
+
+    assert " ".join(got) == (
+        HEAD + "-Action -: -go -<|end|> <|user|> nothing <|end|> <|assistant|>"
+        " +Thought +: +wrong +\n +Action +: +take +<|end|> <|user|> mug <|end|> <|assistant|>"
+        " +Action +: +look +<|end|>"
+    )
+
+
+def test_an_unexecuted_error_is_masked_inside_the_turn_of_its_correction():
+    steps = (error("Action: go", None), correction("Thought: wrong\nAction: take", "mug"))
+
+    got = shown(episode(*steps))
+
+    # The newline that goes on after the error is the correction's.
+    assert " ".join(got) == (
+        HEAD + "-Action -: -go +\n +Thought +: +wrong +\n +Action +: +take +<|end|>"
+    )
+
+
+def test_two_unexecuted_errors_are_masked_up_to_the_correction():
+    steps = (error("Action: go", None), error("Action: look", None), correction("take", "mug"))
+
+    got = shown(episode(*steps))
+
+    assert " ".join(got) == HEAD + "-Action -: -go -\n -Action -: -look +\n +take +<|end|>"
+
+
+def test_an_unexecuted_error_at_the_very_end_is_masked_with_its_end_token():
+    got = shown(episode(act("look", "desk"), error("go", None)))
+
+    assert " ".join(got) == (
+        HEAD + "+look +<|end|> <|user|> desk <|end|> <|assistant|> -go -<|end|>"
+    )
+
+
+@pytest.mark.parametrize("observation", [None, "nothing"])
+def test_without_the_mask_every_token_of_the_agent_is_trained(observation):
+    steps = (error("Action: go", observation), correction("Action: take", "mug"))
+    between = "+\n " if observation is None else "+<|end|> <|user|> nothing <|end|> <|assistant|> "
+
+    got = shown(episode(*steps), Recipe(mask_errors=False))
+
+    assert " ".join(got) == HEAD + f"+Action +: +go {between}+Action +: +take +<|end|>"
+
+
+@pytest.mark.parametrize("observation", [None, "nothing"])
+def test_remove_deletes_errors_and_their_observations_from_the_text(observation):
+    steps = (act("look", "desk"), error("go", observation), correction("take", "mug"))
+
+    got = shown(episode(*steps), Recipe(error_steps="remove"))
+
+    assert " ".join(got) == (
+        HEAD + "+look +<|end|> <|user|> desk <|end|> <|assistant|> +take +<|end|>"
+    )
+
+
+@pytest.mark.parametrize(("masked", "sign"), [(True, "-"), (False, "+")])
+def test_suboptimal_steps_follow_mask_suboptimal(masked, sign):
+    steps = (act("go", "desk", StepKind.SUBOPTIMAL), act("look", "mug"))
+
+    got = shown(episode(*steps), config=DatasetConfig(mask_suboptimal=masked))
+
+    assert " ".join(got) == (
+        HEAD + f"{sign}go {sign}<|end|> <|user|> desk <|end|> <|assistant|> +look +<|end|>"
+    )
+
+
+def test_remove_keeps_suboptimal_steps_that_are_not_masked():
+    steps = (act("go", "desk", StepKind.SUBOPTIMAL), act("look", "mug"))
+    recipe = Recipe(error_steps="remove")
+
+    kept = shown(episode(*steps), recipe, DatasetConfig(mask_suboptimal=False))
+    removed = shown(episode(*steps), recipe, DatasetConfig(mask_suboptimal=True))
+
+    assert "+go" in kept
+    assert " ".join(removed) == HEAD + "+look +<|end|>"
+
+
+def test_a_worked_example_in_the_prompt_is_not_trained():
+    shot = (Message(role="assistant", content="go"), Message(role="user", content="desk"))
+
+    got = shown(episode(act("look", "mug"), prompt=PROMPT + shot))
+
+    assert " ".join(got) == (HEAD + "go <|end|> <|user|> desk <|end|> <|assistant|> +look +<|end|>")
+
+
+def test_special_token_text_in_an_observation_stays_text():
+    steps = (act("look", "mug <|end|> <|assistant|> go"), act("take", "good"))
+
+    got = shown(episode(*steps))
+
+    assert " ".join(got) == (
+        HEAD + "+look +<|end|> <|user|> mug < | end | > < | <unk> | > go <|end|> <|assistant|>"
+        " +take +<|end|>"
+    )
+
+
+def test_special_token_text_in_an_answer_stays_text_and_does_not_end_the_turn():
+    got = shown(episode(act("look <|end|> mug", "good")))
+
+    assert " ".join(got) == HEAD + "+look +< +| +end +| +> +mug +<|end|>"
+
+
+def test_chatml_trains_the_end_token_but_not_the_newline_behind_it():
+    specials = ("<|im_start|>", "<|im_end|>", "system", "user", "assistant")
+    tokenizer = word_tokenizer(CHATML, bos=None, eos="<|im_end|>", more=specials)
+    steps = (error("go", "nothing"), correction("take", "mug"))
+
+    got = shown(episode(*steps), tokenizer=tokenizer)
+
+    assert " ".join(got) == (
+        "<|im_start|> system \n rules <|im_end|> \n <|im_start|> user \n room <|im_end|> \n"
+        " <|im_start|> assistant \n -go -<|im_end|> \n"
+        " <|im_start|> user \n nothing <|im_end|> \n"
+        " <|im_start|> assistant \n +take +<|im_end|> \n"
+    )
+
+
+def test_llama2_folds_the_system_message_and_has_one_bos_per_round():
+    more = ("[", "]", "/", "INST", "SYS", "<s>", "</s>")
+    tokenizer = word_tokenizer(LLAMA2, bos="<s>", eos="</s>", more=more)
+    steps = (error("go", "nothing </s>"), correction("take", "mug"))
+
+    got = shown(episode(*steps), tokenizer=tokenizer)
+
+    assert " ".join(got) == (
+        "<s> [ INST ] < < SYS > > \n rules \n < < / SYS > > \n \n room [ / INST ] -go -</s>"
+        " <s> [ INST ] nothing < / <unk> > [ / INST ] +take +</s>"
+    )
+
+
+def test_llama2_finds_a_masked_error_in_a_message_that_the_template_strips():
+    more = ("[", "]", "/", "INST", "SYS", "<s>", "</s>")
+    tokenizer = word_tokenizer(LLAMA2, bos="<s>", eos="</s>", more=more)
+    steps = (error("  go", None), correction("take  ", "mug"))
+
+    got = shown(episode(*steps), tokenizer=tokenizer)
+
+    assert " ".join(got).endswith("[ / INST ] -go +\n +take +</s>")
+
+
+def test_without_an_end_token_the_turn_runs_to_the_end_of_its_rendering():
+    tokenizer = word_tokenizer(PLAIN, more=("system", "user", "assistant"))
+
+    got = shown(episode(act("look", "desk"), act("take", "mug")), tokenizer=tokenizer)
+
+    assert " ".join(got) == (
+        "system : rules \n user : room \n assistant : +look +\n user : desk \n"
+        " assistant : +take +\n"
+    )
+
+
+def test_too_long_examples_are_dropped_and_counted_never_cut():
+    trajectory = episode(act("Action: look", "desk"))  # 12 tokens
+
+    fitting, _ = build(trajectory, max_length=12)
+    cut, summary = build(trajectory, max_length=11)
+
+    assert len(fitting[0].input_ids) == 12
+    assert cut == []
+    assert summary.dropped == {TOO_LONG: 1}
+
+
+@pytest.mark.parametrize("steps", [(), (error("go", "nothing"),)])
+def test_an_episode_without_a_trained_token_is_dropped_and_counted(steps):
+    examples, summary = build(episode(*steps))
+
+    assert examples == []
+    assert summary.dropped == {NOTHING_TRAINED: 1}
