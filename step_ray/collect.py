@@ -25,7 +25,14 @@ from step_ray.envs import make_env
 from step_ray.errors import BudgetError, ConfigError, EnvError
 from step_ray.llm import ChatModel, OpenAIChat
 from step_ray.rollout import EpisodeSettings, run_episode, trajectory_id
-from step_ray.store import completed_ids, from_row, read_trajectories, to_row, write_shard, write_table
+from step_ray.store import (
+    completed_ids,
+    from_row,
+    read_trajectories,
+    to_row,
+    write_shard,
+    write_table,
+)
 from step_ray.tasks import TASK_SCHEMA, task_from_row
 from step_ray.teacher import ExpertStudent, Judgement, LLMTeacher, OracleTeacher, StepView, Teacher
 from step_ray.types import ERROR_STOPS, Source, Step, StopReason, Task, Trajectory
@@ -36,7 +43,7 @@ FLUSH_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class Address:
     """Where a model answers."""
 
     base_url: str
@@ -62,7 +69,7 @@ class EpisodePlan:
     settings: EpisodeSettings
     env: str
     env_options: Mapping[str, Any] = field(default_factory=dict)
-    student: Endpoint | None = None
+    student: Address | None = None
     """None: the environment's expert plays."""
     teacher: TeacherConfig | None = None
     references: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
@@ -78,7 +85,7 @@ class EpisodePlan:
         config: RunConfig,
         source: Source,
         *,
-        student: Endpoint | None,
+        student: Address | None,
         teacher: TeacherConfig | None = None,
         temperature: float = 0.0,
         episodes_per_actor: int | None = None,
@@ -237,9 +244,7 @@ def make_teacher(config: TeacherConfig, env: str) -> Teacher:
     """The teacher that the configuration names."""
     if config.kind == "oracle":
         return OracleTeacher(env)
-    endpoint = Endpoint(
-        base_url=config.base_url, model=config.model, api_key_env=config.api_key_env
-    )
+    endpoint = Address(base_url=config.base_url, model=config.model, api_key_env=config.api_key_env)
     model = endpoint.connect(timeout_s=config.timeout_s, max_concurrency=config.max_concurrency)
     return LLMTeacher(model, config)
 
@@ -368,7 +373,9 @@ def _refuse_all_errors(fresh: Sequence[Trajectory]) -> None:
     """A stage in which nothing worked is a broken set-up, not a result."""
     if fresh and all(t.stop_reason in ERROR_STOPS for t in fresh):
         first = fresh[0]
-        raise EnvError(f"all {len(fresh)} episodes failed; first: {first.stop_reason}: {first.error}")
+        raise EnvError(
+            f"all {len(fresh)} episodes failed; first: {first.stop_reason}: {first.error}"
+        )
 
 
 def summarize_episodes(
@@ -404,5 +411,3 @@ def check_teacher_key(config: TeacherConfig) -> str:
             f"teacher.api_key_env: {config.api_key_env!r} is not set; export it (any text if unused)"
         )
     return key
-
-

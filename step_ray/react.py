@@ -76,7 +76,9 @@ def load_prompt(version: str) -> str:
     folder = resources.files("step_ray") / "prompts"
     file = folder / f"{version}.txt"
     if not file.is_file():
-        known = sorted(p.name.removesuffix(".txt") for p in folder.iterdir() if p.name[-4:] == ".txt")
+        known = sorted(
+            p.name.removesuffix(".txt") for p in folder.iterdir() if p.name[-4:] == ".txt"
+        )
         raise ConfigError(f"prompt: {version!r} is not a known prompt version; use one of {known}")
     return file.read_text(encoding="utf-8").strip()
 

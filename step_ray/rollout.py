@@ -306,9 +306,7 @@ class _Episode:
         self.usage = replace(self.usage, env_steps=self.usage.env_steps + 1)
         self._reward += answer.reward
         seconds = step.seconds + time.monotonic() - started
-        done = replace(
-            step, observation=answer.observation, reward=answer.reward, seconds=seconds
-        )
+        done = replace(step, observation=answer.observation, reward=answer.reward, seconds=seconds)
         return done, answer
 
     async def _with_verdict(self, step: Step) -> Step:
@@ -341,8 +339,7 @@ class _Episode:
             usage,
             teacher_calls=usage.teacher_calls + max(1, judgement.calls),
             teacher_prompt_tokens=usage.teacher_prompt_tokens + judgement.prompt_tokens,
-            teacher_completion_tokens=usage.teacher_completion_tokens
-            + judgement.completion_tokens,
+            teacher_completion_tokens=usage.teacher_completion_tokens + judgement.completion_tokens,
             retries=usage.retries + judgement.retries,
         )
 

@@ -24,7 +24,15 @@ from transformers import (
 from step_ray.config import ScratchConfig
 from step_ray.errors import ConfigError
 
-SPECIAL_TOKENS = ("<|pad|>", "<|unk|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+SPECIAL_TOKENS = (
+    "<|pad|>",
+    "<|unk|>",
+    "<|bos|>",
+    "<|end|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+)
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{{ m['content'] }}"
     "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -164,4 +172,6 @@ def save_student(
 
 def _load_fault(what: str, source: str, exc: Exception) -> str:
     line = " ".join(str(exc).split())[:200]
-    return f"student.init: the {what} of {source!r} cannot be loaded; give a folder or hub id ({line})"
+    return (
+        f"student.init: the {what} of {source!r} cannot be loaded; give a folder or hub id ({line})"
+    )

@@ -108,21 +108,25 @@ def _by_task_type(rows: Sequence[ResultRow], task_types: Mapping[str, str]) -> d
 
 
 def dataset_lines(datasets: Mapping[str, Mapping[str, Any]]) -> Lines:
-    """Every scalar of the dataset summaries: label, and its value per arm."""
-    keys = dict.fromkeys(
-        key
-        for summary in datasets.values()
-        for key, value in summary.items()
-        if not isinstance(value, Mapping | list | tuple)
-    )
-    return [
-        (key.removeprefix("num_").replace("_", " "), [s.get(key) for s in datasets.values()])
-        for key in keys
-    ]
+    """Every number of the dataset summaries, nested ones too: label, and its value per arm."""
+    flat = [_labelled(summary) for summary in datasets.values()]
+    labels = dict.fromkeys(label for summary in flat for label in summary)
+    return [(label, [summary.get(label) for summary in flat]) for label in labels]
+
+
+def _labelled(summary: Mapping[str, Any]) -> dict[str, Any]:
+    labelled: dict[str, Any] = {}
+    for key, value in summary.items():
+        label = key.removeprefix("num_").replace("_", " ")
+        if isinstance(value, Mapping):
+            labelled |= {f"{label}: {name}": item for name, item in value.items()}
+        else:
+            labelled[label] = value
+    return labelled
 
 
 def cost_lines(inputs: ReportInputs) -> Lines:
-    """Per arm: trajectories, trained tokens (one epoch), teacher calls and tokens, env steps.
+    """Per arm: trained trajectories and tokens (one epoch), teacher calls and tokens, env steps.
 
     An arm with self-reflected data pays for the whole collection, dropped episodes included; the
     others pay nothing for it. What playing the golden trajectories cost is not counted.
@@ -137,7 +141,7 @@ def cost_lines(inputs: ReportInputs) -> Lines:
             paid = _collection_cost(inputs.collection)
         else:
             paid = [0, 0, 0]
-        lines.append((arm, [data.get("num_trajectories"), data.get("num_trained_tokens"), *paid]))
+        lines.append((arm, [data.get("num_examples"), data.get("num_trained_tokens"), *paid]))
     return lines
 
 

@@ -53,8 +53,8 @@ class ReportInputs:
     collection: Sequence[Trajectory] = ()
     """All episodes of the collection, kept or not."""
     datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Arm -> dataset summary. All scalars are shown; the cost table reads `num_trajectories` and
-    `num_trained_tokens`."""
+    """Arm -> fields of its dataset.DatasetSummary. All are shown; the cost table reads
+    `num_examples` and `num_trained_tokens`."""
     task_types: Mapping[str, str] = field(default_factory=dict)
     """Evaluation task id -> task type, for the number of tasks of each type."""
 

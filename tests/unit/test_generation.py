@@ -37,9 +37,7 @@ def model(tokenizer):
 
 
 def make(model, tokenizer, *, prefix_cache_mb=0):
-    return BatchGenerator(
-        model, tokenizer, max_length=MAX_LENGTH, prefix_cache_mb=prefix_cache_mb
-    )
+    return BatchGenerator(model, tokenizer, max_length=MAX_LENGTH, prefix_cache_mb=prefix_cache_mb)
 
 
 def prompts(*lengths):
@@ -87,7 +85,7 @@ def test_a_prompt_that_departs_from_the_past_reuses_the_common_part_only(model, 
     (past,) = prompts(60)
     params = [SamplingParams(max_tokens=6)]
     cached.generate([past], params)
-    other = past[:20] + [past[20] + 1] + past[21:50]
+    other = [*past[:20], past[20] + 1, *past[21:50]]
     (got,) = cached.generate([other], params)
     assert got.cached_tokens == 20
     assert got.ids == hf_greedy(model, other, 6)

@@ -171,6 +171,14 @@ def test_two_unexecuted_errors_are_masked_up_to_the_correction():
     assert " ".join(got) == HEAD + "-Action -: -go -\n -Action -: -look +\n +take +<|end|>"
 
 
+def test_errors_and_good_steps_may_alternate_inside_one_turn():
+    steps = (error("go", None), act("look", None), error("go", None), correction("take", "mug"))
+
+    got = shown(episode(*steps))
+
+    assert " ".join(got) == HEAD + "-go +\n +look -\n -go +\n +take +<|end|>"
+
+
 def test_an_unexecuted_error_at_the_very_end_is_masked_with_its_end_token():
     got = shown(episode(act("look", "desk"), error("go", None)))
 

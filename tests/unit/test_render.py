@@ -182,6 +182,17 @@ def test_a_cut_after_a_newline_loses_no_token():
     assert agent == [False] * len(prompt) + [True] * (len(agent) - len(prompt))
 
 
+def test_a_post_processor_that_trims_offsets_moves_no_cut():
+    tokenizer = byte_level()
+    tokenizer._tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    messages = conversation("rules", "room", "Action: go desk")  # " desk" is one token.
+    spans = [Span(message=2, start=11)], [Span(message=2, stop=11)]
+
+    assert Renderer(tokenizer, 4096).render_example(messages, *spans) == renderer().render_example(
+        messages, *spans
+    )
+
+
 def test_an_ordinary_prompt_is_what_transformers_makes_of_it():
     tokenizer = byte_level()
     messages = conversation("rules", "On the desk 1, you see é mug 2.")

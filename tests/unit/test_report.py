@@ -121,7 +121,7 @@ def full_inputs() -> ReportInputs:
         outcomes={"base": outcome("a"), "step": outcome("abcd")},
         training={"step": [{"step": i, "loss": 1 / i} for i in range(1, 50)]},
         collection=[mended("t1"), mended("t2")],
-        datasets={"step": {"num_trajectories": 7, "num_trained_tokens": 1234}},
+        datasets={"step": {"num_examples": 7, "num_trained_tokens": 1234}},
         task_types=dict.fromkeys("abcd", "pick"),
     )
 
@@ -280,8 +280,12 @@ def test_collection_counts_by_hand():
 
 
 def test_dataset_table_leaves_gaps_where_an_arm_lacks_a_number():
-    lines = dataset_lines({"a": {"num_examples": 3, "by_kind": {"x": 1}}, "b": {"digest": "9f"}})
-    assert lines == [("examples", [3, None]), ("digest", [None, "9f"])]
+    summaries = {"a": {"num_examples": 3, "dropped": {"too_long": 1}}, "b": {"digest": "9f"}}
+    assert dataset_lines(summaries) == [
+        ("examples", [3, None]),
+        ("dropped: too_long", [1, None]),
+        ("digest", [None, "9f"]),
+    ]
 
 
 def test_examples_have_an_error_and_a_correction_and_mix_task_types():

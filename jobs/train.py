@@ -1,0 +1,11 @@
+"""Train one model (--arm base|<arm>), on the cluster of the job.
+
+    ray job submit --working-dir . -- python jobs/train.py --config jobs/configs/demo.yaml
+
+The same as `step-ray train CONFIG --set ray.address=auto`; further flags are passed on.
+"""
+
+from step_ray.cli import run_as_job
+
+if __name__ == "__main__":
+    run_as_job("train")

@@ -1,0 +1,65 @@
+"""Evaluation: a model behind an endpoint plays the held-out tasks in the same episode loop.
+
+Takes a config, an endpoint and a task list, gives an `EvalReport` with intervals. Trajectories stay
+on disk, so that every number can be looked up and a killed evaluation goes on.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from step_ray.collect import Address, EpisodePlan, run_episodes
+from step_ray.config import RunConfig
+from step_ray.stats import summarize
+from step_ray.store import read_trajectories
+from step_ray.tasks import read_tasks
+from step_ray.types import EvalReport, Source, Trajectory
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    model: str,
+    base_url: str,
+    tasks_file: Path,
+    out_dir: Path,
+    api_key_env: str = "",
+    on_episode: Callable[[int, str], None] = lambda done, note: None,
+) -> EvalReport:
+    """Play every task once per seed, without a teacher; Ray must be running.
+
+    Args:
+        config: limits, prompt, seeds and confidence.
+        model: served name of the model, and its name in the report.
+        base_url: OpenAI-compatible endpoint.
+        tasks_file: task manifest.
+        out_dir: folder of the trajectories; what is there is kept.
+        api_key_env: environment variable with the endpoint's key.
+        on_episode: called with the number of finished episodes and a note.
+
+    Raises:
+        EnvError: no episode could be played.
+    """
+    plan = EpisodePlan.from_config(
+        config,
+        Source.STUDENT,
+        student=Address(
+            base_url=base_url, model=model, api_key_env=api_key_env or config.serve.api_key_env
+        ),
+        temperature=config.evaluate.temperature,
+        episodes_per_actor=config.evaluate.concurrency,
+    )
+    outcomes: list[bool] = []
+
+    def count(trajectory: Trajectory) -> None:
+        outcomes.append(trajectory.success)
+        on_episode(len(outcomes), f"{sum(outcomes)} won")
+
+    seeds = config.evaluate.seeds
+    summary = run_episodes(read_tasks(tasks_file), plan, out_dir, seeds=seeds, on_episode=count)
+    return summarize(
+        model,
+        read_trajectories(out_dir),
+        config.evaluate.confidence,
+        seconds=summary.seconds,
+        seed=seeds[0],
+    )

@@ -1,0 +1,218 @@
+"""The line: runs the stages of a config in order, skips what is done, goes on where it was killed.
+
+Takes a `RunConfig`, leaves a run folder. It decides whether a stage runs; what a stage does is
+stages.py's, and what the folder remembers is runfolder.py's.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from step_ray.config import RunConfig
+from step_ray.errors import RunStateError, StepRayError
+from step_ray.progress import Reporter
+from step_ray.runfolder import DONE, STARTED, RunFolder
+from step_ray.runinfo import run_info
+from step_ray.stages import Stage, StageContext, build_stages
+from step_ray.store import read_json, write_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that a run needs before it starts."""
+
+    what: str
+    fault: str | None
+    """None: it is there."""
+    error: StepRayError | None = None
+
+
+def preflight(config: RunConfig) -> list[Check]:
+    """Look at all that can be known before any work: model, games, key, teacher endpoint."""
+    from step_ray.collect import check_teacher_key
+    from step_ray.llm import check_endpoint
+    from step_ray.student import check_init
+    from step_ray.tasks import games_dir
+
+    teacher = config.teacher
+
+    def teacher_answers() -> None:
+        key = check_teacher_key(teacher)
+        check_endpoint("teacher", teacher.base_url, teacher.model, key, timeout_s=10.0)
+
+    def environment_is_known() -> None:
+        from step_ray.envs import make_env
+
+        make_env(config.env.name, engine=config.env.engine).close()
+
+    checks: dict[str, Callable[[], object]] = {
+        f"student {config.student.init}": lambda: check_init(config.student.init),
+        f"environment {config.env.name}": environment_is_known,
+        f"games ({config.env.source})": lambda: games_dir(config),
+    }
+    if teacher.kind == "llm":
+        checks[f"teacher {teacher.model} at {teacher.base_url}"] = teacher_answers
+    return [_check(what, function) for what, function in checks.items()]
+
+
+def _check(what: str, function: Callable[[], object]) -> Check:
+    try:
+        function()
+    except StepRayError as exc:
+        return Check(what=what, fault=str(exc), error=exc)
+    return Check(what=what, fault=None)
+
+
+def run(
+    config: RunConfig,
+    reporter: Reporter,
+    *,
+    only: Sequence[str] | None = None,
+    redo: bool = False,
+) -> None:
+    """Do the stages that are not done; Ray is started if it has to be.
+
+    Args:
+        config: the run.
+        reporter: shows progress.
+        only: names of the stages to do; what they need must be done. None: all stages.
+        redo: make stages again whose settings have changed, instead of refusing; their old
+            outputs are moved to `replaced/`.
+
+    Raises:
+        RunStateError: the folder holds a stage made with other settings, is in use, or lacks a
+            stage that `only` needs.
+        ConfigError, DataError, EndpointError: see the stages.
+    """
+    from step_ray.raysetup import connected
+
+    stages = build_stages(config)
+    chosen = [s for s in stages if only is None or s.name in only]
+    folder = RunFolder(config.run_dir)
+    with folder.locked():
+        todo = _to_do(folder, chosen, redo)
+        if not todo:
+            reporter.line("every stage is done already")
+            return
+        for check in preflight(config):
+            if check.error:
+                raise check.error
+        _write_run_files(config)
+        with connected(config.ray):
+            context = StageContext(config, reporter)
+            try:
+                for stage in chosen:
+                    _run_stage(folder, stage, context, redo)
+            finally:
+                context.stop_serving()
+
+
+def _to_do(folder: RunFolder, stages: Sequence[Stage], redo: bool) -> list[Stage]:
+    """The stages that are not done; refuses changed settings before any work, unless `redo`.
+
+    A change upstream shows downstream only once the upstream stage has been made again, so each
+    stage is checked a second time when its turn comes.
+    """
+    todo = []
+    for stage in stages:
+        changes = folder.changes(stage.name, _settings(folder, stage))
+        if changes and not redo:
+            raise RunStateError(_refusal(folder, stage, changes))
+        if changes or folder.state(stage.name).status != DONE:
+            todo.append(stage)
+    return todo
+
+
+def _settings(folder: RunFolder, stage: Stage) -> dict[str, Any]:
+    return {**stage.settings, "needs": {need: folder.digest(need) for need in stage.needs}}
+
+
+def _refusal(folder: RunFolder, stage: Stage, changes: Sequence[str]) -> str:
+    shown = "; ".join(changes[:3]) + (f" (and {len(changes) - 3} more)" if changes[3:] else "")
+    return (
+        f"run folder {str(folder.path)!r}: stage {stage.name} was made with other settings"
+        f" ({shown}); take another name, or --redo to make it again"
+    )
+
+
+def _run_stage(folder: RunFolder, stage: Stage, context: StageContext, redo: bool) -> None:
+    missing = [need for need in stage.needs if folder.state(need).status != DONE]
+    if missing:
+        raise RunStateError(
+            f"stage {stage.name} needs {', '.join(missing)}; run `step-ray run` or that stage first"
+        )
+    settings = _settings(folder, stage)
+    changes = folder.changes(stage.name, settings)
+    if changes and not redo:
+        raise RunStateError(_refusal(folder, stage, changes))
+    status = folder.state(stage.name).status
+    if changes:
+        folder.set_aside(stage.name, [context.root / output for output in stage.outputs])
+        status = None
+    if status == DONE:
+        context.reporter.line(f"[green]done[/]    {stage.name}")
+        return
+    verb = "go on" if status == STARTED else "start"
+    context.reporter.line(f"[bold]{verb:<7}[/] [bold]{stage.name}[/]")
+    folder.begin(stage.name, settings)
+    started = time.monotonic()
+    summary = stage.run(context)
+    seconds = time.monotonic() - started
+    folder.finish(stage.name, settings, summary, seconds)
+    context.reporter.line(
+        f"[green]done[/]    {stage.name} [dim]in {seconds:.0f} s[/] {_brief(summary)}"
+    )
+
+
+def _brief(summary: Any) -> str:
+    """The numbers of a summary that fit on a line."""
+    parts = [
+        f"{key.removeprefix('num_').replace('_', ' ')} {value:,.4g}"
+        if isinstance(value, float)
+        else f"{key.removeprefix('num_').replace('_', ' ')} {value:,}"
+        for key, value in summary.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key != "seconds"
+    ]
+    return "[dim]" + ", ".join(parts[:6]) + "[/]"
+
+
+def _write_run_files(config: RunConfig) -> None:
+    """run.json (settings, versions, revision, machine; one entry per start) and config.yaml."""
+    root = config.run_dir
+    file = root / "run.json"
+    starts = read_json(file)["starts"] if file.is_file() else []
+    info = run_info()
+    write_json(file, {"name": config.name, "starts": [*starts, info], "config": _plain(config)})
+    (root / "config.yaml").write_text(
+        yaml.safe_dump(_plain(config), sort_keys=False), encoding="utf-8"
+    )
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def plan_lines(config: RunConfig) -> list[str]:
+    """The resolved plan of a run, for `--dry-run`: stages, resources, tasks, teacher calls."""
+    tasks, train, serve, collect = config.tasks, config.train, config.serve, config.collect
+    kind = "GPU" if train.use_gpu else "CPU"
+    per_episode = config.env.max_steps
+    lines = [f"stage     {stage.name}" for stage in build_stages(config)]
+    lines += [
+        f"tasks     {tasks.num_expert} expert (U1), {tasks.num_collect} collect (U2),"
+        f" {tasks.num_eval} evaluate ({tasks.eval_split}) x {len(config.evaluate.seeds)} seeds",
+        f"train     {train.num_workers} worker(s), one {kind} each, {train.strategy},"
+        f" {'LoRA rank ' + str(train.lora_rank) if train.lora_rank else 'all weights'}",
+        f"serve     {serve.engine}, {serve.num_replicas} replica(s), each"
+        f" {serve.gpus_per_replica:g} GPU and {serve.cpus_per_replica:g} CPU",
+        f"rollouts  up to {collect.num_actors} actor(s) x {collect.episodes_per_actor} episodes",
+        f"teacher   {config.teacher.kind} {config.teacher.model}".rstrip()
+        + f", at most {tasks.num_collect * per_episode:,} calls"
+        f" ({tasks.num_collect} episodes x {per_episode} steps)"
+        + (f", budget {config.teacher.max_calls:,}" if config.teacher.max_calls else ""),
+        f"folder    {config.run_dir}",
+    ]
+    return lines

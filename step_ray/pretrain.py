@@ -1,0 +1,151 @@
+"""Makes the tiny pretrained base model that ships with step_ray (`builtin:tiny-base`).
+
+Takes a `PretrainPlan`, gives a Hugging Face folder. Generated ALFWorld games of the split `pretrain`
+(disjoint by content from every other split) are played twice: by the expert and at random. The
+model reads both as chats. It stands in for a general chat model where none can be downloaded: it
+knows the language of the games and clean play, and has never seen a mistake noticed or mended.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from step_ray.config import DatasetConfig, Recipe, ScratchConfig, TrainConfig
+from step_ray.dataset import Example, build_examples, write_examples
+from step_ray.envs import make_env
+from step_ray.envs.alfworld.explorer import Explorer
+from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
+from step_ray.llm import ChatModel
+from step_ray.render import Renderer
+from step_ray.rollout import EpisodeSettings, run_episode
+from step_ray.student import load_tokenizer, new_model, save_student, train_tokenizer
+from step_ray.teacher import ExpertStudent
+from step_ray.train import train
+from step_ray.train_loop import TrainResult
+from step_ray.types import Source, Task, Trajectory
+
+EXPLORE_PROMPT = "alfworld_explore"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainPlan:
+    """How the base is made; the defaults made the one that ships."""
+
+    num_games: int = 8000
+    seed: int = 77
+    size: str = "small"
+    prompt: str = "alfworld_short"
+    explore_steps: int = 14
+    """Length of the random episodes."""
+    vocab_size: int = 1024
+    shape: ScratchConfig = ScratchConfig(hidden_size=128, num_layers=4, num_heads=4)
+    max_length: int = 2048
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            epochs=2,
+            learning_rate=3e-3,
+            weight_decay=0.01,
+            batch_tokens=2048,
+            micro_batch_tokens=2400,
+            autocast="bfloat16",
+            checkpoint_every=500,
+        )
+    )
+
+
+def make_base(
+    plan: PretrainPlan,
+    work_dir: Path,
+    output_dir: Path,
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> TrainResult:
+    """Play, render and train; Ray must be running. Called again after a kill, training goes on.
+
+    Args:
+        plan: games, shape and training.
+        work_dir: games, examples, checkpoints and metrics.
+        output_dir: the model folder to write.
+        on_progress: called with a line now and then.
+    """
+    start, examples = work_dir / "start", work_dir / "examples"
+    if not (examples / "examples.parquet").is_file():
+        on_progress(f"playing {plan.num_games} games twice")
+        expert, explored = play_corpus(plan, work_dir / "games")
+        tokenizer = train_tokenizer(_texts([*expert, *explored]), plan.vocab_size)
+        model = new_model(tokenizer, plan.shape, max_length=plan.max_length, seed=plan.seed)
+        save_student(start, model, tokenizer)
+        on_progress("rendering")
+        write_examples(examples, _examples(expert, explored, start, plan))
+    return train(
+        plan.train,
+        examples_dir=examples,
+        init=str(start),
+        dtype="float32",
+        output_dir=output_dir,
+        work_dir=work_dir / "train",
+        seed=plan.seed,
+        name="pretrain",
+        on_progress=lambda metrics: on_progress(str(metrics)),
+    )
+
+
+def play_corpus(plan: PretrainPlan, folder: Path) -> tuple[list[Trajectory], list[Trajectory]]:
+    """The expert's and the random episodes, one of each per game."""
+    spec = GeneratorSpec(
+        seed=plan.seed,
+        split="pretrain",
+        num_games=plan.num_games,
+        size=plan.size,  # type: ignore[arg-type]
+    )
+    tasks = [
+        Task(
+            task_id=f"alfworld/pretrain/{path.parts[-3]}/{path.parts[-2]}",
+            env="alfworld",
+            split="pretrain",
+            goal="",
+            params={"game": str(path)},
+        )
+        for path in generate_games(spec, folder)
+    ]
+    clean = EpisodeSettings(prompt=plan.prompt, max_steps=60)
+    wild = EpisodeSettings(prompt=EXPLORE_PROMPT, max_steps=plan.explore_steps)
+    expert = asyncio.run(_play(tasks, ExpertStudent("alfworld"), clean, Source.EXPERT, plan.seed))
+    return expert, asyncio.run(_play(tasks, Explorer(), wild, Source.STUDENT, plan.seed))
+
+
+async def _play(
+    tasks: Sequence[Task], player: ChatModel, settings: EpisodeSettings, source: Source, seed: int
+) -> list[Trajectory]:
+    return [
+        await run_episode(
+            task, make_env("alfworld"), player, settings=settings, source=source, seed=seed
+        )
+        for task in tasks
+    ]
+
+
+def _texts(trajectories: Sequence[Trajectory]) -> list[str]:
+    prompts = [message.content for t in trajectories for message in t.prompt]
+    steps = [text for t in trajectories for s in t.steps for text in (s.text, s.observation or "")]
+    return prompts + steps
+
+
+def _examples(
+    expert: Sequence[Trajectory], explored: Sequence[Trajectory], start: Path, plan: PretrainPlan
+) -> list[Example]:
+    """Expert play with the agent's tokens trained; random play with everything after the prompt.
+
+    Reading the random episodes whole is what teaches a small model to copy names and numbers.
+    """
+    renderer = Renderer(load_tokenizer(str(start)), plan.max_length)
+    everything = DatasetConfig(keep="all")
+    clean, _ = build_examples(expert, renderer, Recipe(), everything)
+    wild, _ = build_examples(explored, renderer, Recipe(), everything)
+    return clean + [_after_prompt(example) for example in wild]
+
+
+def _after_prompt(example: Example) -> Example:
+    first = example.loss_mask.index(True)
+    num_after = len(example.loss_mask) - first
+    return replace(example, loss_mask=(False,) * first + (True,) * num_after)

@@ -1,0 +1,141 @@
+"""The folder of a run: which stage is done, with which settings, and who is working in it.
+
+Takes stage names and the settings that define them, gives skip / go on / refuse. It runs nothing.
+A stage's record holds its settings word for word, so that a refusal can name the key that changed.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from step_ray.errors import RunStateError
+from step_ray.store import read_json, write_json
+
+DONE, STARTED = "done", "started"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageState:
+    """What the folder knows of one stage."""
+
+    status: str | None
+    """`done`, `started` (killed or running), or None: never begun."""
+    summary: Mapping[str, Any]
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """A short digest of a stage's settings."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class RunFolder:
+    """The stage records of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the folder for this process; the lock goes with the process, however it ends.
+
+        Raises:
+            RunStateError: another process works in the folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as exc:
+                raise RunStateError(
+                    f"run folder {str(self.path)!r} is in use by another step-ray; wait or stop it"
+                ) from exc
+            yield
+
+    def state(self, stage: str) -> StageState:
+        """The state of a stage, whatever its settings were."""
+        record = self._record(stage)
+        return StageState(status=record.get("status"), summary=record.get("summary", {}))
+
+    def digest(self, stage: str) -> str:
+        """Fingerprint of the settings that a stage was begun with; empty if it never was."""
+        return str(self._record(stage).get("fingerprint", ""))
+
+    def changes(self, stage: str, settings: Mapping[str, Any]) -> list[str]:
+        """`key was old, is new` for each setting that differs from the stage's record."""
+        record = self._record(stage)
+        if not record or record["fingerprint"] == fingerprint(settings):
+            return []
+        old, new = _flat(record["settings"]), _flat(json.loads(json.dumps(settings, default=str)))
+        keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+        return [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in keys]
+
+    def begin(self, stage: str, settings: Mapping[str, Any]) -> None:
+        """Note that a stage is being worked on."""
+        self._write(stage, settings, STARTED, {})
+
+    def finish(
+        self, stage: str, settings: Mapping[str, Any], summary: Mapping[str, Any], seconds: float
+    ) -> None:
+        """Note that a stage is complete."""
+        self._write(stage, settings, DONE, summary, seconds=seconds)
+
+    def set_aside(self, stage: str, outputs: Sequence[Path]) -> None:
+        """Move a stage's outputs and record to `replaced/`, so that it is made again."""
+        target = self.path / "replaced" / f"{time.strftime('%Y%m%d-%H%M%S')}-{_file_name(stage)}"
+        target.mkdir(parents=True, exist_ok=True)
+        for output in [*outputs, self._file(stage)]:
+            if output.exists():
+                shutil.move(output, target / output.name)
+
+    def _write(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        status: str,
+        summary: Mapping[str, Any],
+        **more: Any,
+    ) -> None:
+        write_json(
+            self._file(stage),
+            {
+                "stage": stage,
+                "status": status,
+                "fingerprint": fingerprint(settings),
+                "settings": json.loads(json.dumps(settings, default=str)),
+                "summary": dict(summary),
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "pid": os.getpid(),
+                **more,
+            },
+        )
+
+    def _record(self, stage: str) -> dict[str, Any]:
+        file = self._file(stage)
+        record: dict[str, Any] = read_json(file) if file.is_file() else {}
+        return record
+
+    def _file(self, stage: str) -> Path:
+        return self.path / "stages" / f"{_file_name(stage)}.json"
+
+
+def _file_name(stage: str) -> str:
+    return stage.replace(":", ".")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

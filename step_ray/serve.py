@@ -1,0 +1,266 @@
+"""The served agent: a Ray Serve application that answers OpenAI chat requests with one model.
+
+Takes a model folder, gives an application or a running endpoint. `build_app` is for `serve run` and
+`serve build`, `deploy` for a driver; the engine `vllm` is Ray's own LLM application, built from the
+same arguments. What a replica does is in agent_server.py.
+
+    serve run step_ray.serve:build_app model_dir=<folder> served_name=agent
+"""
+
+import hashlib
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import openai
+import ray
+from pydantic import Field, model_validator
+from ray import serve
+from ray.serve.config import BackpressureConfig, RequestRouterConfig
+from ray.serve.context import _get_global_client
+
+from step_ray.agent_server import AgentServer
+from step_ray.config import ServeConfig
+from step_ray.errors import ConfigError, EndpointError, boundary
+from step_ray.openai_api import key_digest
+from step_ray.student import check_init, resolve_init
+
+APP_NAME = "step_ray_agent"
+CONSISTENT_HASH_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+RETRY_AFTER_S = 1.0
+"""What a client is told to wait when the queue is full."""
+
+
+class ServeArgs(ServeConfig):
+    """Arguments of `build_app`: the `serve` section without its address, and the model."""
+
+    model_dir: str
+    """A model folder, a Hugging Face hub id or `builtin:<name>`."""
+    served_name: str = "agent"
+    """Model name that clients give."""
+    max_length: int = Field(default=4096, ge=64)
+    """Context in tokens, prompt and answer together."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    prefix_cache_mb: int = Field(default=512, ge=0)
+    """MiB per replica for keys and values of past prompts; 0: no reuse between turns."""
+
+    @model_validator(mode="after")
+    def _address_is_not_ours(self) -> "ServeArgs":
+        if self.model_fields_set & {"host", "port"}:
+            raise ValueError("host and port belong to Serve: set them with http_options")
+        return self
+
+    def model_spec(self) -> dict[str, Any]:
+        """What `AgentServer.reconfigure` takes; only this may change without a restart."""
+        return {
+            "model_dir": resolve_init(self.model_dir),
+            "served_name": self.served_name,
+            "max_length": self.max_length,
+            "dtype": self.dtype,
+        }
+
+
+def build_app(args: ServeArgs) -> serve.Application:
+    """The application for `serve run`, `serve build` or `serve.run`.
+
+    Raises:
+        ConfigError: the model cannot be found, the key's variable is not set, or the engine is not
+            installed.
+    """
+    return _build(args, job_id="")
+
+
+def _build(args: ServeArgs, job_id: str) -> serve.Application:
+    try:
+        check_init(args.model_dir)
+    except ConfigError as exc:
+        raise ConfigError(f"model_dir: {str(exc).removeprefix('student.init: ')}") from exc
+    if args.engine == "vllm":
+        return _build_vllm(args)
+    deployment = AgentServer.options(**_options(args))  # type: ignore[attr-defined]
+    settings = {
+        "device": "cuda" if args.gpus_per_replica else "cpu",
+        "num_threads": args.num_threads,
+        "max_batch_size": args.max_batch_size,
+        "batch_wait_s": args.batch_wait_s,
+        "prefix_cache_mb": args.prefix_cache_mb,
+        "api_key_digest": key_digest(_api_key(args)) if args.api_key_env else "",
+    }
+    if job_id:
+        # Serve's version of the replicas' code: equal versions are reconfigured, not restarted.
+        # serve.run draws a random one, so that every checkpoint would cost a process start. The
+        # job is in it because another job may bring other code.
+        text = json.dumps([job_id, settings], sort_keys=True)
+        version = hashlib.sha256(text.encode()).hexdigest()[:16]
+        deployment = deployment.options(version=version, _internal=True)
+    return cast(serve.Application, deployment.bind(**settings))
+
+
+def _options(args: ServeArgs) -> dict[str, Any]:
+    """Options of the deployment."""
+    options: dict[str, Any] = {
+        "num_replicas": args.num_replicas,
+        "ray_actor_options": {
+            "num_cpus": args.cpus_per_replica,
+            "num_gpus": args.gpus_per_replica,
+        },
+        # one batch in work, and the next one waiting in the replica
+        "max_ongoing_requests": 2 * args.max_batch_size,
+        "max_queued_requests": args.max_queued_requests,
+        "backpressure_config": BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
+        "user_config": args.model_spec(),
+    }
+    if args.num_replicas > 1:  # an episode (header x-session-id) stays where its prefix is cached
+        options["request_router_config"] = RequestRouterConfig.model_validate(
+            {"request_router_class": CONSISTENT_HASH_ROUTER}
+        )
+    return options
+
+
+def _build_vllm(args: ServeArgs) -> serve.Application:
+    """Ray's OpenAI application on vLLM (GPU); its own routes, batching and prefix cache."""
+    try:
+        from ray.serve.llm import LLMConfig, build_openai_app
+    except ImportError as exc:
+        raise ConfigError(
+            "serve.engine: 'vllm' is not installed; pip install 'step-ray[vllm]' or use"
+            " 'transformers'"
+        ) from exc
+    if args.api_key_env:
+        raise ConfigError("serve.api_key_env: 'vllm' checks no key; put it behind a gateway")
+    config = LLMConfig(
+        model_loading_config={
+            "model_id": args.served_name,
+            "model_source": resolve_init(args.model_dir),
+        },
+        engine_kwargs={
+            "max_model_len": args.max_length,
+            "dtype": args.dtype,
+            "tensor_parallel_size": max(1, int(args.gpus_per_replica)),
+            "max_num_seqs": args.max_batch_size,
+        },
+        deployment_config={
+            "num_replicas": args.num_replicas,
+            "max_queued_requests": args.max_queued_requests,
+        },
+    )
+    return build_openai_app({"llm_configs": [config]})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A served model."""
+
+    base_url: str
+    """URL for OpenAI clients, ends in `/v1`."""
+    model: str
+    api_key: str = "none"
+
+    def close(self) -> None:
+        """Remove the application, and Serve with it when nothing else is served.
+
+        Does nothing when a later `deploy` has replaced this model.
+        """
+        with self._client() as client:
+            if _served_models(client) != [self.model]:
+                return
+        serve.delete(APP_NAME)
+        if not serve.status().applications:
+            serve.shutdown()
+
+    def wait_until_served(self, timeout_s: float) -> None:
+        """Wait for the proxy, which learns of a new application a moment after `serve.run`.
+
+        Raises:
+            EndpointError: no answer within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._client() as client:
+            while _served_models(client) != [self.model]:
+                if time.monotonic() > deadline:
+                    raise EndpointError(
+                        f"serve: {self.model!r} does not answer at {self.base_url} after"
+                        f" {timeout_s:.0f} s; see the logs of Ray Serve"
+                    )
+                time.sleep(0.05)
+
+    def _client(self) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=self.base_url, api_key=self.api_key, max_retries=0, timeout=10.0
+        )
+
+
+def deploy(
+    model_dir: str,
+    served_name: str,
+    config: ServeConfig,
+    *,
+    max_length: int,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    timeout_s: float = 120.0,
+) -> Endpoint:
+    """Serve a model on the running Ray cluster and wait until it answers.
+
+    A second call replaces the model of the first; with the same `config` the replicas keep their
+    processes and only load the new weights.
+
+    Raises:
+        ConfigError: see `build_app`; or Serve already runs on another port.
+        EndpointError: the replicas do not start, or do not answer within `timeout_s`.
+    """
+    args = ServeArgs(
+        **config.model_dump(exclude={"host", "port"}),
+        model_dir=model_dir,
+        served_name=served_name,
+        max_length=max_length,
+        dtype=dtype,
+    )
+    app = _build(args, job_id=ray.get_runtime_context().get_job_id())
+    endpoint = Endpoint(
+        base_url=f"http://{_start_http(config)}/v1",
+        model=served_name,
+        api_key=_api_key(args) if args.api_key_env else "none",
+    )
+    with boundary(EndpointError, f"serve: {served_name!r} cannot be started"):
+        serve.run(app, name=APP_NAME, route_prefix="/")
+    endpoint.wait_until_served(timeout_s)
+    return endpoint
+
+
+def _start_http(config: ServeConfig) -> str:
+    """Start Serve's HTTP proxy unless it runs, and give its `host:port` for clients."""
+    # no public call tells the port of a Serve instance that already runs
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        port = config.port or _free_port(config.host)
+        serve.start(http_options={"host": config.host, "port": port})
+    else:
+        port = client.http_config.port
+        if config.port not in (0, port):
+            raise ConfigError(f"serve.port: {config.port}, but Serve runs on {port}; use that or 0")
+    is_any = config.host in ("0.0.0.0", "::")
+    return f"{ray.util.get_node_ip_address() if is_any else config.host}:{port}"
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _served_models(client: openai.OpenAI) -> list[str]:
+    """Names of the models at an endpoint; empty while it does not answer."""
+    try:
+        return [model.id for model in client.models.list().data]
+    except (openai.APIStatusError, openai.APIConnectionError):
+        return []
+
+
+def _api_key(args: ServeArgs) -> str:
+    key = os.environ.get(args.api_key_env, "")
+    if not key:
+        raise ConfigError(f"serve.api_key_env: {args.api_key_env!r} is not set; export the key")
+    return key

@@ -1,0 +1,76 @@
+"""Gathers a run folder into `ReportInputs` and writes report, results and summary.json.
+
+Takes a config whose stages are done (or not: what is missing is shown as not run), gives the path
+of the HTML report. It computes no statistics itself.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from step_ray.config import RunConfig
+from step_ray.report import ReportInputs, results_table, write_report, write_results
+from step_ray.runfolder import DONE, RunFolder, fingerprint
+from step_ray.stages import BASE
+from step_ray.stats import success_by_task, summarize
+from step_ray.store import read_json, read_trajectories, write_json
+from step_ray.types import EvalReport, Trajectory
+
+
+def write_run_report(config: RunConfig, console: Console) -> Path:
+    """Write `report/index.html`, results.json, results.csv and summary.json; print the table."""
+    inputs = gather(config)
+    folder = config.run_dir / "report"
+    write_report(folder / "index.html", inputs)
+    write_results(folder, inputs)
+    write_json(config.run_dir / "summary.json", read_json(folder / "results.json"))
+    console.print(results_table(inputs))
+    return folder / "index.html"
+
+
+def gather(config: RunConfig) -> ReportInputs:
+    """All that the run folder knows."""
+    root = config.run_dir
+    plain = config.model_dump(mode="json")
+    models = [BASE, *config.arms]
+    played = {model: read_trajectories(root / "evaluate" / model) for model in models}
+    played = {model: trajectories for model, trajectories in played.items() if trajectories}
+    datasets = {m: _json(root / "datasets" / m / "summary.json") for m in models}
+    training = {m: _lines(root / "train" / m / "metrics.jsonl") for m in models}
+    return ReportInputs(
+        run={"name": config.name, "config_digest": fingerprint(plain), **_facts(root)},
+        config=plain,
+        evals=[_eval(config, model, trajectories) for model, trajectories in played.items()],
+        outcomes={model: success_by_task(t) for model, t in played.items()},
+        training={m: lines for m, lines in training.items() if lines},
+        collection=read_trajectories(root / "trajectories" / "collect"),
+        datasets={m: summary for m, summary in datasets.items() if summary},
+        task_types={t.task.task_id: t.task.task_type for ts in played.values() for t in ts},
+    )
+
+
+def _eval(config: RunConfig, model: str, trajectories: list[Trajectory]) -> EvalReport:
+    state = RunFolder(config.run_dir).state(f"evaluate:{model}")
+    seconds = state.summary["seconds"] if state.status == DONE else 0.0
+    return summarize(
+        model, trajectories, config.evaluate.confidence, seconds, config.evaluate.seeds[0]
+    )
+
+
+def _facts(root: Path) -> dict[str, Any]:
+    """What run.json says about the latest start."""
+    starts: list[dict[str, Any]] = _json(root / "run.json").get("starts", [])
+    return {**starts[-1], "num_starts": len(starts)} if starts else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return record
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

@@ -1,0 +1,227 @@
+"""The served agent over real HTTP: one Serve instance, tiny random models."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+
+import httpx
+import openai
+import pytest
+import torch
+from pydantic import ValidationError
+
+from step_ray.config import ScratchConfig, ServeConfig
+from step_ray.errors import ConfigError, ContextLengthError
+from step_ray.generation import BatchGenerator, SamplingParams
+from step_ray.llm import OpenAIChat, check_endpoint
+from step_ray.render import Renderer
+from step_ray.serve import ServeArgs, build_app, deploy
+from step_ray.student import load_model, load_tokenizer, new_model, save_student, train_tokenizer
+from step_ray.types import Message
+
+MAX_LENGTH = 256
+KEY_ENV = "STEP_RAY_TEST_KEY"
+CONFIG = ServeConfig(port=0, max_batch_size=8, api_key_env=KEY_ENV, cpus_per_replica=0.5)
+SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
+TEXTS = [f"You are in room {i}. " * (i % 4 + 1) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two models that give varied text."""
+    tokenizer = train_tokenizer(["You are in the middle of a room."], SHAPE.vocab_size)
+    found = {}
+    for seed, name in enumerate(("one", "two")):
+        model = new_model(tokenizer, SHAPE, max_length=MAX_LENGTH, seed=seed)
+        torch.manual_seed(seed)
+        for layer in model.model.layers:
+            for weight in layer.self_attn.parameters():
+                torch.nn.init.normal_(weight, std=0.4)
+        model.lm_head = torch.nn.Linear(SHAPE.hidden_size, len(tokenizer), bias=False)
+        model.config.tie_word_embeddings = False
+        found[name] = str(tmp_path_factory.mktemp(name))
+        save_student(found[name], model, tokenizer)
+    return found
+
+
+@pytest.fixture(scope="module")
+def endpoint(ray_cluster, folders):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_ENV, "sesame")
+        served = deploy(folders["one"], "one", CONFIG, max_length=MAX_LENGTH)
+        yield served
+        served.close()
+
+
+@pytest.fixture
+def client(endpoint):
+    with openai.OpenAI(
+        base_url=endpoint.base_url, api_key=endpoint.api_key, max_retries=0
+    ) as client:
+        yield client
+
+
+def ask(client, text, model="one", **kwargs):
+    kwargs = {"max_tokens": 12, "temperature": 0} | kwargs
+    messages = [{"role": "user", "content": text}]
+    return client.chat.completions.create(model=model, messages=messages, **kwargs)
+
+
+def expected(folder, text, max_tokens=12):
+    """What the model says without any server."""
+    tokenizer = load_tokenizer(folder)
+    generator = BatchGenerator(load_model(folder, "float32"), tokenizer, max_length=MAX_LENGTH)
+    prompt = Renderer(tokenizer, MAX_LENGTH).render_prompt([Message(role="user", content=text)])
+    (got,) = generator.generate([prompt], [SamplingParams(max_tokens=max_tokens)])
+    return prompt, got
+
+
+def test_a_wrong_model_path_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"^model_dir: './nowhere' holds no config.json"):
+        build_app(ServeArgs(model_dir="./nowhere"))
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
+def test_a_missing_vllm_is_a_config_error(folders):
+    with pytest.raises(ConfigError, match=r"^serve.engine: 'vllm' is not installed"):
+        build_app(ServeArgs(model_dir=folders["one"], engine="vllm"))
+
+
+def test_a_missing_key_variable_is_a_config_error(folders):
+    with pytest.raises(ConfigError, match="'STEP_RAY_NO_KEY' is not set"):
+        build_app(ServeArgs(model_dir=folders["one"], api_key_env="STEP_RAY_NO_KEY"))
+
+
+def test_the_address_is_no_argument_of_the_app():
+    with pytest.raises(ValidationError, match="host and port belong to Serve"):
+        ServeArgs(model_dir="m", port=8000)
+
+
+def test_the_answer_is_the_models_own_with_exact_usage(client, folders):
+    prompt, wanted = expected(folders["one"], "You are in a room.")
+    got = ask(client, "You are in a room.")
+    assert got.choices[0].message.content == wanted.text
+    assert got.choices[0].finish_reason == wanted.finish_reason
+    assert got.usage.prompt_tokens == len(prompt)
+    assert got.usage.completion_tokens == len(wanted.ids)
+
+
+def test_concurrent_requests_get_the_texts_of_single_ones(client):
+    single = [ask(client, text).choices[0].message.content for text in TEXTS]
+    with ThreadPoolExecutor(len(TEXTS)) as pool:
+        together = list(pool.map(lambda text: ask(client, text), TEXTS))
+    assert [got.choices[0].message.content for got in together] == single
+    assert len(set(single)) > 6
+
+
+def test_a_seed_repeats_a_sampled_answer(client):
+    texts = [
+        ask(client, "go", temperature=1.5, seed=seed).choices[0].message.content
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_stream_gives_the_same_text(client):
+    whole = ask(client, "go").choices[0].message.content
+    chunks = list(ask(client, "go", stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole
+
+
+def test_the_next_turn_reuses_the_prompt_of_the_last(client):
+    first = ask(client, "a prompt of its own")
+    again = ask(client, "a prompt of its own")
+    assert again.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens - 1
+
+
+def test_a_prompt_that_does_not_fit_is_context_length_exceeded(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, "1" * MAX_LENGTH, max_tokens=1)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_an_explicit_limit_is_not_lowered_to_fit(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, "go", max_tokens=MAX_LENGTH)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_without_a_limit_the_answer_may_fill_the_context(client):
+    got = ask(client, "1" * (MAX_LENGTH - 20), max_tokens=openai.omit)
+    assert got.usage.total_tokens <= MAX_LENGTH
+    assert got.usage.completion_tokens > 1
+
+
+def test_our_client_tells_a_full_context_from_other_errors(endpoint):
+    async def send():
+        chat = OpenAIChat(base_url=endpoint.base_url, model="one", api_key="sesame")
+        try:
+            await chat.complete([Message(role="user", content="1" * 300)], max_tokens=1)
+        finally:
+            await chat.aclose()
+
+    with pytest.raises(ContextLengthError):
+        asyncio.run(send())
+
+
+def test_a_message_the_template_cannot_render_is_400(client):
+    with pytest.raises(openai.BadRequestError):
+        ask(client, "go \U000f0000 <|user|>")
+
+
+def test_an_unknown_model_is_404(client):
+    with pytest.raises(openai.NotFoundError):
+        ask(client, "go", model="other")
+
+
+def test_the_endpoint_check_of_the_pipeline_passes(endpoint):
+    check_endpoint("student", endpoint.base_url, "one", "sesame", timeout_s=10)
+
+
+def test_a_wrong_key_is_401_and_health_is_open(endpoint):
+    root = endpoint.base_url.removesuffix("/v1")
+    wrong = httpx.get(f"{root}/v1/models", headers={"authorization": "Bearer open"})
+    assert (wrong.status_code, httpx.get(f"{root}/health").status_code) == (401, 200)
+
+
+# The tests from here on change what is served, and leave it changed for the next one.
+
+
+def test_another_model_replaces_the_first(endpoint, client, folders):
+    second = deploy(folders["two"], "two", CONFIG, max_length=MAX_LENGTH)
+    endpoint.close()  # it was replaced, so this closes nothing
+    assert second.base_url == endpoint.base_url
+    text = ask(client, "You are in a room.", model="two").choices[0].message.content
+    assert text == expected(folders["two"], "You are in a room.")[1].text
+    with pytest.raises(openai.NotFoundError):
+        ask(client, "go", model="one")
+
+
+def test_a_session_stays_on_its_replica(endpoint, client, folders):
+    config = CONFIG.model_copy(update={"num_replicas": 2})
+    deploy(folders["two"], "two", config, max_length=MAX_LENGTH)
+    missed = []
+    for session in range(8):
+        headers = {"x-session-id": f"episode-{session}"}
+        text = f"{session} is my number"
+        first, again = (ask(client, text, model="two", extra_headers=headers) for _ in range(2))
+        cached = again.usage.prompt_tokens_details.cached_tokens
+        missed.append(first.usage.prompt_tokens - 1 - cached)
+    assert missed == [0] * 8
+
+
+def test_a_full_queue_is_503_with_retry_after(endpoint, folders):
+    config = CONFIG.model_copy(update={"max_batch_size": 1, "max_queued_requests": 1})
+    deploy(folders["one"], "one", config, max_length=MAX_LENGTH)
+    body = {"model": "one", "messages": [{"role": "user", "content": "go"}], "max_tokens": 200}
+
+    def send(_):
+        headers = {"authorization": "Bearer sesame"}
+        url = f"{endpoint.base_url}/chat/completions"
+        return httpx.post(url, json=body, headers=headers, timeout=60)
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(send, range(12)))
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert {answer.headers["retry-after"] for answer in refused} == {"1"}

@@ -1,0 +1,359 @@
+"""Datasets: filters, counts, the recipes' matching, storage and colours."""
+
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+from step_ray.config import DatasetConfig, Recipe
+from step_ray.dataset import (
+    CUT_TO_MATCH,
+    LOW_REWARD,
+    NOT_SUCCESSFUL,
+    TOO_LONG,
+    Example,
+    Sources,
+    build_dataset,
+    build_examples,
+    colour_example,
+    read_examples,
+    select_for_recipe,
+    step_spans,
+    write_examples,
+)
+from step_ray.errors import ConfigError, DataError
+from step_ray.react import conversation
+from step_ray.render import Renderer, Span
+from step_ray.student import train_tokenizer
+from step_ray.types import (
+    Author,
+    Message,
+    Source,
+    Step,
+    StepKind,
+    StopReason,
+    Task,
+    Trajectory,
+)
+
+TOKENIZER = train_tokenizer(["Action: go take look room rules desk nothing"] * 3, 330)
+PROMPT = (Message(role="system", content="rules"), Message(role="user", content="room"))
+
+
+def step(text, observation, kind=StepKind.ACT):
+    return Step(
+        index=0,
+        kind=kind,
+        author=Author.STUDENT,
+        text=text,
+        thought="",
+        action=text,
+        observation=observation,
+    )
+
+
+def trajectory(name, *, success=True, reward=1.0, source=Source.EXPERT, steps=None):
+    return Trajectory(
+        trajectory_id=name,
+        task=Task(task_id=name, env="toy", split="train", goal=""),
+        prompt=PROMPT,
+        steps=steps or (step("Action: look", "desk"),),
+        reward=reward,
+        success=success,
+        stop_reason=StopReason.SUCCESS if success else StopReason.MAX_STEPS,
+        source=source,
+        seed=0,
+    )
+
+
+def reflected(name, **kwargs):
+    steps = (
+        step("Action: go", "nothing", StepKind.ERROR),
+        step("Action: take", "desk", StepKind.CORRECTION),
+    )
+    return trajectory(name, source=Source.SELF_REFLECTED, steps=steps, **kwargs)
+
+
+def example(name, num_trained=2, source="expert"):
+    return Example(
+        trajectory_id=name,
+        source=source,
+        input_ids=(7,) * (num_trained + 1),
+        loss_mask=(False,) + (True,) * num_trained,
+        error_mask=(False,) * (num_trained + 1),
+    )
+
+
+def build(trajectories, max_length=100, **config):
+    renderer = Renderer(TOKENIZER, max_length)
+    return build_examples(trajectories, renderer, Recipe(), DatasetConfig(**config))
+
+
+def kept(examples):
+    return [example.trajectory_id for example in examples]
+
+
+def test_only_successful_trajectories_are_kept_by_default():
+    examples, summary = build([trajectory("won"), trajectory("lost", success=False)])
+
+    assert kept(examples) == ["won"]
+    assert summary.dropped == {NOT_SUCCESSFUL: 1}
+    assert (summary.num_trajectories, summary.num_examples) == (2, 1)
+
+
+def test_keep_all_keeps_failures():
+    examples, summary = build([trajectory("lost", success=False)], keep="all")
+
+    assert kept(examples) == ["lost"]
+    assert summary.dropped == {}
+
+
+def test_min_reward_replaces_success():
+    high = trajectory("high", success=False, reward=0.5)
+    low = trajectory("low", success=True, reward=0.4)
+
+    examples, summary = build([high, low], min_reward=0.5)
+
+    assert kept(examples) == ["high"]
+    assert summary.dropped == {LOW_REWARD: 1}
+
+
+def test_the_summary_counts_tokens_by_what_happens_to_them():
+    [one], summary = build([reflected("a")])
+
+    assert summary.num_tokens == len(one.input_ids)
+    assert summary.num_trained_tokens == sum(one.loss_mask)
+    assert summary.num_masked_tokens == sum(one.error_mask)
+    assert summary.by_source == {"self_reflected": 1}
+    agent = sum(one.loss_mask) + sum(one.error_mask)
+    assert summary.share_masked == pytest.approx(sum(one.error_mask) / agent)
+    assert 0.3 < summary.share_masked < 0.7
+
+
+def test_a_summary_of_nothing_has_no_masked_share():
+    assert build([])[1].share_masked == 0.0
+
+
+def test_step_spans_give_each_step_its_text_and_the_newline_before_it():
+    steps = (
+        step("a", "x"),
+        step("bb", None, StepKind.ERROR),
+        step("ccc", None, StepKind.ERROR),
+        step("d", "y", StepKind.CORRECTION),
+        step("e", None),
+    )
+
+    spans = step_spans(PROMPT, steps)
+
+    assert spans == [
+        Span(message=2),
+        Span(message=4, stop=2),
+        Span(message=4, start=2, stop=6),
+        Span(message=4, start=6),
+        Span(message=6),
+    ]
+    messages = conversation(PROMPT, steps)
+    assert [messages[s.message].content[s.start : s.stop] for s in spans] == [
+        "a",
+        "bb",
+        "\nccc",
+        "\nd",
+        "e",
+    ]
+
+
+def test_an_unexecuted_step_with_no_text_is_not_in_the_way():
+    steps = (step("", None, StepKind.ERROR), step("Action: go", "desk", StepKind.CORRECTION))
+
+    [one], _ = build([trajectory("a", steps=steps)])
+
+    assert TOKENIZER.decode(
+        [t for t, m in zip(one.input_ids, one.loss_mask, strict=True) if m]
+    ) == ("\nAction: go<|end|>")
+
+
+def test_golden_only_takes_only_golden_data():
+    chosen = select_for_recipe(Recipe(), [example("g")], [example("c")], [example("s")], seed=0)
+
+    assert kept(chosen) == ["g"]
+
+
+def test_a_recipe_takes_the_sources_that_it_names():
+    recipe = Recipe(golden_collect=True, self_reflected=True)
+
+    chosen = select_for_recipe(recipe, [example("g")], [example("c")], [example("s")], seed=0)
+
+    assert kept(chosen) == ["g", "c", "s"]
+
+
+def test_match_trajectories_cuts_golden_collect_to_the_kept_self_reflected():
+    recipe = Recipe(golden_collect=True, match="trajectories")
+    collect = [example(f"c{num}") for num in range(20)]
+    reflections = [example(f"s{num}") for num in range(7)]
+
+    chosen = select_for_recipe(recipe, [example("g")], collect, reflections, seed=3)
+
+    assert kept(chosen)[0] == "g"
+    assert len(set(kept(chosen)[1:])) == 7
+    assert set(kept(chosen)[1:]) <= set(kept(collect))
+
+
+def test_the_cut_depends_on_the_seed_and_the_ids_not_on_the_order():
+    recipe = Recipe(golden=False, golden_collect=True, match="trajectories")
+    collect = [example(f"c{num}") for num in range(20)]
+    reflections = [example(f"s{num}") for num in range(7)]
+
+    def cut(pool, seed):
+        return set(kept(select_for_recipe(recipe, [], pool, reflections, seed=seed)))
+
+    assert cut(collect, 0) == cut(collect[::-1], 0)
+    assert cut(collect, 0) != cut(collect, 1)
+    assert cut(collect, 0) != {f"c{num}" for num in range(7)}
+
+
+@pytest.mark.parametrize(
+    ("reflected_tokens", "counts"),
+    [
+        (0, [1, 1, 1]),
+        (6, [2, 2, 2]),
+        (4, [1, 2, 2]),  # 10 tokens asked: a whole pass of 6, then 2 of 2 tokens each.
+        (3, [1, 1, 2]),  # 9 asked: 8 and 10 are equally near, the smaller is taken.
+        (13, [3, 3, 3]),  # 19 asked: 18 is nearer than 20.
+    ],
+)
+def test_match_trained_tokens_repeats_golden_to_the_nearest_example(reflected_tokens, counts):
+    recipe = Recipe(match="trained_tokens")
+    golden = [example("a"), example("b"), example("c")]
+    reflections = [example("s", reflected_tokens)] if reflected_tokens else []
+
+    names = kept(select_for_recipe(recipe, golden, [], reflections, seed=0))
+
+    assert sorted(names.count(name) for name in "abc") == counts
+
+
+def test_match_trained_tokens_cuts_a_pool_that_is_larger():
+    recipe = Recipe(golden_collect=True, match="trained_tokens")
+    collect = [example(f"c{num}") for num in range(10)]
+
+    chosen = select_for_recipe(recipe, [example("g")], collect, [example("s", 4)], seed=0)
+
+    assert sum(one.num_trained for one in chosen) == 6
+    assert len(set(kept(chosen))) == 3
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(match="trajectories"), Recipe(match="trained_tokens", self_reflected=True)],
+)
+def test_a_match_that_fits_no_source_is_a_config_error(recipe):
+    with pytest.raises(ConfigError, match="arms: match"):
+        select_for_recipe(recipe, [example("g")], [], [], seed=0)
+
+
+def dataset(sources, max_length=100, **recipe):
+    renderer = Renderer(TOKENIZER, max_length)
+    return build_dataset(sources, renderer, Recipe(**recipe), DatasetConfig(), seed=0)
+
+
+SOURCES = Sources(
+    golden=[trajectory("g1"), trajectory("g2", success=False)],
+    golden_collect=[trajectory(f"c{num}") for num in range(5)],
+    self_reflected=[reflected("s1"), reflected("s2"), reflected("s3", success=False)],
+)
+
+
+def test_build_dataset_matches_to_kept_trajectories_and_counts_what_was_cut():
+    examples, summary = dataset(SOURCES, golden_collect=True, match="trajectories")
+
+    assert len(examples) == summary.num_examples == 3  # g1 and two of c0..c4
+    assert summary.dropped == {NOT_SUCCESSFUL: 1, CUT_TO_MATCH: 3}
+    assert summary.num_trajectories == 7
+    assert (summary.match_target, summary.match_reached) == (2, 2)
+
+
+def test_a_match_that_falls_short_shows_in_the_summary():
+    sources = replace(SOURCES, golden_collect=[trajectory("c0")])
+
+    _, summary = dataset(sources, golden_collect=True, match="trajectories")
+
+    assert (summary.match_target, summary.match_reached) == (2, 1)
+
+
+def test_build_dataset_counts_repeated_examples():
+    examples, summary = dataset(SOURCES, match="trained_tokens")
+
+    assert set(kept(examples)) == {"g1"}
+    assert summary.num_repeated == len(examples) - 1 > 0
+    assert summary.num_trajectories + summary.num_repeated == len(examples) + 1
+    assert summary.match_reached == summary.num_trained_tokens
+
+
+def test_an_empty_dataset_names_the_sources_the_counts_and_what_to_do():
+    with pytest.raises(DataError) as caught:
+        dataset(SOURCES, max_length=5, self_reflected=True)
+
+    line = str(caught.value)
+    assert f"golden: 2 trajectories, 1 {TOO_LONG}, 1 {NOT_SUCCESSFUL}" in line
+    assert f"self_reflected: 3 trajectories, 2 {TOO_LONG}, 1 {NOT_SUCCESSFUL}" in line
+    assert "golden_collect" not in line
+    assert "raise student.max_length" in line
+    assert "\n" not in line
+
+
+def test_a_dataset_without_a_source_says_so():
+    with pytest.raises(DataError, match="names no source"):
+        dataset(SOURCES, golden=False)
+
+
+def test_examples_come_back_equal_and_in_order(tmp_path):
+    examples, _ = dataset(SOURCES, self_reflected=True)
+
+    path = write_examples(tmp_path / "arm", examples[::-1])
+
+    assert read_examples(tmp_path / "arm") == examples[::-1]
+    schema = pq.read_schema(path)
+    assert str(schema.field("input_ids").type) == "list<element: int32>"
+    assert str(schema.field("loss_mask").type) == "list<element: bool>"
+
+
+def test_writing_again_replaces_the_training_set(tmp_path):
+    write_examples(tmp_path, [example("a")])
+    write_examples(tmp_path, [example("b")])
+
+    assert kept(read_examples(tmp_path)) == ["b"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("mask", [(True, True), (False, False), (False,), ()])
+def test_a_mask_that_cannot_be_right_is_refused(tmp_path, mask):
+    bad = Example(trajectory_id="t9", source="expert", input_ids=(1, 2), loss_mask=mask)
+
+    with pytest.raises(DataError, match="t9"):
+        write_examples(tmp_path, [example("a"), bad])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_examples_are_not_written(tmp_path):
+    with pytest.raises(DataError, match="no examples"):
+        write_examples(tmp_path, [])
+
+
+def test_a_missing_training_set_is_a_data_error(tmp_path):
+    with pytest.raises(DataError, match=r"examples\.parquet"):
+        read_examples(tmp_path)
+
+
+def test_colours_show_trained_masked_and_given_text():
+    [one], _ = build([reflected("a")])
+
+    text = colour_example(one, TOKENIZER)
+
+    coloured = {str(span.style): "" for span in text.spans}
+    for span in text.spans:
+        coloured[str(span.style)] += text.plain[span.start : span.end]
+    assert coloured == {
+        "dim": "<|bos|><|system|>rules<|end|><|user|>room<|end|><|assistant|>"
+        "<|user|>nothing<|end|><|assistant|>",
+        "dim red": "Action: go<|end|>",
+        "green": "Action: take<|end|>",
+    }
