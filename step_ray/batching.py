@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from step_ray.errors import DataError
+from step_ray.errors import DataError, boundary
 from step_ray.loss import num_trained_per_row, trained_positions
 
 COLUMNS = ("input_ids", "loss_mask")
@@ -57,35 +57,29 @@ class MicroBatch:
         )
 
 
-def example_files(folder: Path) -> list[Path]:
-    """The Parquet files of a folder of examples, in the order in which they are read.
-
-    Raises:
-        DataError: the folder holds no example.
-    """
-    files = sorted(folder.glob("*.parquet"))
-    if not any(pq.read_metadata(file).num_rows for file in files):
-        raise DataError(f"examples: {str(folder)!r} holds no training example; loosen the filter")
-    return files
-
-
 def load_examples(folder: Path) -> Examples:
-    """Read a folder of examples into memory.
+    """Read a folder of examples into memory, its files in the order of their names.
 
     Raises:
-        DataError: no example, an empty one, a mask of another length, or no trained token.
+        DataError: no example, an empty one, a mask of another length, no trained token, or a file
+            that is not Parquet or lacks a column.
     """
-    table = pa.concat_tables(pq.read_table(f, columns=list(COLUMNS)) for f in example_files(folder))
-    ids, ids_lengths = _flatten(table["input_ids"], np.int32)
+    files = sorted(f for f in folder.glob("*.parquet") if not f.name.startswith("."))
+    with boundary(DataError, f"examples: {str(folder)!r} cannot be read"):
+        tables = [pq.read_table(file, columns=list(COLUMNS)) for file in files]
+    if not any(table.num_rows for table in tables):
+        raise DataError(f"examples: {str(folder)!r} holds no training example; loosen the filter")
+    table = pa.concat_tables(tables)
+    ids, lengths = _flatten(table["input_ids"], np.int32)
     mask, mask_lengths = _flatten(table["loss_mask"], np.bool_)
-    if not torch.equal(ids_lengths, mask_lengths) or int(ids_lengths.min()) < 1:
+    if not torch.equal(lengths, mask_lengths) or int(lengths.min()) < 1:
         raise DataError(f"examples: {str(folder)!r} has empty rows or masks of another length")
-    starts = ids_lengths.cumsum(0) - ids_lengths
-    num_trained = num_trained_per_row(mask, starts, ids_lengths)
+    starts = lengths.cumsum(0) - lengths
+    num_trained = num_trained_per_row(mask, starts, lengths)
     if not int(num_trained.sum()):
         raise DataError(f"examples: {str(folder)!r} has no trained token; check the loss mask")
     return Examples(
-        input_ids=ids, loss_mask=mask, starts=starts, lengths=ids_lengths, num_trained=num_trained
+        input_ids=ids, loss_mask=mask, starts=starts, lengths=lengths, num_trained=num_trained
     )
 
 

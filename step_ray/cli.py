@@ -165,7 +165,7 @@ def _stages(
 
 
 def run_as_job(command: str) -> None:
-    """What the scripts in jobs/ call: `--config FILE` and the command's flags, on the job's cluster."""
+    """What the scripts in jobs/ call: `--config FILE`, then the command's own flags."""
     parser = argparse.ArgumentParser(description=f"step-ray {command} on the cluster of this job")
     parser.add_argument("--config", required=True, help="YAML file, see jobs/configs")
     known, rest = parser.parse_known_args()

@@ -375,7 +375,7 @@ def expand_path(key: str, value: str) -> Path:
     Raises:
         ConfigError: a variable in it is not set.
     """
-    expanded = os.path.expanduser(os.path.expandvars(value))
+    expanded = os.path.expandvars(value)
     if "$" in expanded:
         raise ConfigError(f"{key}: {value!r} names a variable that is not set; export it")
-    return Path(expanded)
+    return Path(expanded).expanduser()

@@ -7,8 +7,9 @@ on disk, so that every number can be looked up and a killed evaluation goes on.
 from collections.abc import Callable
 from pathlib import Path
 
-from step_ray.collect import Address, EpisodePlan, run_episodes
+from step_ray.collect import run_episodes
 from step_ray.config import RunConfig
+from step_ray.runner import Address, EpisodePlan
 from step_ray.stats import summarize
 from step_ray.store import read_trajectories
 from step_ray.tasks import read_tasks

@@ -4,6 +4,7 @@ Takes micro-batches and a learning rate, gives the loss; writes checkpoints and 
 folder. It knows neither the data order nor the schedule (train_loop.py) and starts no cluster.
 """
 
+import math
 import random
 import shutil
 from collections.abc import Sequence
@@ -94,6 +95,7 @@ class Learner:
         self.init, self.dtype, self.config, self.seed, self.rank = init, dtype, config, seed, rank
         model = build_model(init, dtype, config, seed)
         self.head: nn.Module = model.get_output_embeddings()
+        self.vocab_size: int = model.get_input_embeddings().num_embeddings
         self.model = wrap(model, config).train()
         self.optimizer = make_optimizer(self.model, config)
         self.device = ray.train.torch.get_device()
@@ -124,7 +126,7 @@ class Learner:
         if self.world_size > 1:
             dist.all_reduce(loss)
         value = loss.item()
-        if value != value or abs(value) == float("inf"):
+        if not math.isfinite(value):
             raise StepRayError(f"train: loss is {value} at step {number}; lower learning_rate")
         return value, self._update(lr)
 

@@ -1,8 +1,8 @@
 """Makes the tiny pretrained base model that ships with step_ray (`builtin:tiny-base`).
 
-Takes a `PretrainPlan`, gives a Hugging Face folder. Generated ALFWorld games of the split `pretrain`
-(disjoint by content from every other split) are played twice: by the expert and at random. The
-model reads both as chats. It stands in for a general chat model where none can be downloaded: it
+Takes a `PretrainPlan`, gives a Hugging Face folder. Generated games of the split `pretrain`, disjoint
+by content from every other split, are played twice: by the expert and at random. The model reads
+both as chats. It stands in for a general chat model where none can be downloaded: it
 knows the language of the games and clean play, and has never seen a mistake noticed or mended.
 """
 
@@ -39,7 +39,8 @@ class PretrainPlan:
     explore_steps: int = 14
     """Length of the random episodes."""
     vocab_size: int = 1024
-    shape: ScratchConfig = ScratchConfig(hidden_size=128, num_layers=4, num_heads=4)
+    shape: ScratchConfig = field(default_factory=ScratchConfig)
+    """The default is 4 layers of width 128: under 1M parameters."""
     max_length: int = 2048
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(

@@ -3,11 +3,13 @@
 Takes a `RayConfig`, gives a context in which Ray runs. It stops only what it started.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from step_ray.config import RayConfig
+from step_ray.errors import StepRayError, boundary
 
 MIN_LOGICAL_CPUS = 4
 """Ray Data's readers, rollout actors and a Serve replica need logical CPUs side by side."""
@@ -22,6 +24,8 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    # A busy machine needs longer than Ray's 30 s to start its processes.
+    "RAY_raylet_start_wait_time_s": "120",
 }
 LOCAL_ENVIRONMENT = {
     # A private cluster on localhost without a dashboard has no port worth a token; with the default
@@ -46,7 +50,10 @@ def connected(config: RayConfig | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _init(config, local)
+    with boundary(
+        StepRayError, f"ray.address: {config.address!r}: Ray cannot be started or joined"
+    ):
+        _init(config, local)
     try:
         yield
     finally:
@@ -56,6 +63,8 @@ def connected(config: RayConfig | None = None) -> Iterator[None]:
 def _init(config: RayConfig, local: bool) -> None:
     import ray
 
+    for name in ("ray.data", "ray.serve", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if not local:
         ray.init(address=config.address, log_to_driver=False)
         return

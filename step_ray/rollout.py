@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
 from step_ray import __version__
-from step_ray.config import CollectConfig, EnvConfig, RunConfig, TeacherConfig
 from step_ray.envs.base import EnvStep, TextEnv
 from step_ray.errors import (
     BudgetError,
@@ -91,26 +90,6 @@ class EpisodeSettings:
     show_admissible: bool = True
     step_timeout_s: float = 300.0
     episode_timeout_s: float = 3600.0
-
-    @classmethod
-    def from_config(cls, config: RunConfig, *, temperature: float) -> "EpisodeSettings":
-        """The settings of a run; collection and evaluation differ in the temperature only."""
-        env: EnvConfig = config.env
-        collect: CollectConfig = config.collect
-        teacher: TeacherConfig = config.teacher
-        return cls(
-            prompt=env.prompt,
-            max_steps=env.max_steps,
-            max_new_tokens=collect.max_new_tokens,
-            temperature=temperature,
-            max_format_errors=collect.max_format_errors,
-            max_corrections=teacher.max_corrections,
-            before_execution=teacher.when == "before_execution",
-            reflection=teacher.reflection,
-            show_admissible=teacher.show_admissible,
-            step_timeout_s=collect.step_timeout_s,
-            episode_timeout_s=collect.episode_timeout_s,
-        )
 
 
 async def run_episode(
@@ -268,7 +247,8 @@ class _Episode:
         self._format_errors = 0 if turn else self._format_errors + 1
         return Step(
             index=len(self._steps),
-            kind=StepKind.ACT,
+            # an unreadable answer is an error whether or not a teacher says so: never trained
+            kind=StepKind.ACT if turn else StepKind.ERROR,
             author=Author.STUDENT,
             text=turn.text if turn else completion.text.strip(),
             thought=turn.thought if turn else "",
@@ -279,7 +259,7 @@ class _Episode:
         )
 
     def _parse(self, text: str) -> Turn | None:
-        """The turn to execute; a self-mended answer keeps its earlier pairs as unexecuted steps."""
+        """The turn to execute; pairs before it, given up by the student, are its errors."""
         if not self._settings.before_execution:
             return parse_turn(text)
         turns = parse_turns(text)
@@ -287,7 +267,7 @@ class _Episode:
             self._steps.append(
                 Step(
                     index=len(self._steps),
-                    kind=StepKind.ACT,
+                    kind=StepKind.ERROR,
                     author=Author.STUDENT,
                     text=turn.text,
                     thought=turn.thought,
@@ -328,6 +308,8 @@ class _Episode:
         judgement = await self._teacher.judge(view)
         self._charge(judgement)
         kind = KIND_OF_VERDICT[judgement.verdict.label]
+        if not step.action:
+            kind = StepKind.ERROR
         if step.kind is StepKind.CORRECTION and kind is StepKind.ACT:
             kind = StepKind.CORRECTION
         seconds = step.seconds + time.monotonic() - started

@@ -29,7 +29,7 @@ from step_ray.openai_api import key_digest
 from step_ray.student import check_init, resolve_init
 
 APP_NAME = "step_ray_agent"
-CONSISTENT_HASH_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+SESSION_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 RETRY_AFTER_S = 1.0
 """What a client is told to wait when the queue is full."""
 
@@ -101,7 +101,7 @@ def _build(args: ServeArgs, job_id: str) -> serve.Application:
 
 def _options(args: ServeArgs) -> dict[str, Any]:
     """Options of the deployment."""
-    options: dict[str, Any] = {
+    return {
         "num_replicas": args.num_replicas,
         "ray_actor_options": {
             "num_cpus": args.cpus_per_replica,
@@ -112,12 +112,12 @@ def _options(args: ServeArgs) -> dict[str, Any]:
         "max_queued_requests": args.max_queued_requests,
         "backpressure_config": BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
         "user_config": args.model_spec(),
+        # An episode (header x-session-id) stays where its prefix is cached. Set for one replica,
+        # too: a proxy keeps the router that it started with when replicas are added.
+        "request_router_config": RequestRouterConfig.model_validate(
+            {"request_router_class": SESSION_ROUTER}
+        ),
     }
-    if args.num_replicas > 1:  # an episode (header x-session-id) stays where its prefix is cached
-        options["request_router_config"] = RequestRouterConfig.model_validate(
-            {"request_router_class": CONSISTENT_HASH_ROUTER}
-        )
-    return options
 
 
 def _build_vllm(args: ServeArgs) -> serve.Application:
@@ -160,16 +160,14 @@ class Endpoint:
     api_key: str = "none"
 
     def close(self) -> None:
-        """Remove the application, and Serve with it when nothing else is served.
+        """Remove the application; does nothing when a later `deploy` has replaced this model.
 
-        Does nothing when a later `deploy` has replaced this model.
+        Serve's proxy and controller stay, as they may serve others; they end with the cluster.
         """
         with self._client() as client:
             if _served_models(client) != [self.model]:
                 return
         serve.delete(APP_NAME)
-        if not serve.status().applications:
-            serve.shutdown()
 
     def wait_until_served(self, timeout_s: float) -> None:
         """Wait for the proxy, which learns of a new application a moment after `serve.run`.

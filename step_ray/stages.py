@@ -87,7 +87,7 @@ def build_stages(config: RunConfig) -> list[Stage]:
 
 
 def _tasks(config: RunConfig) -> Stage:
-    settings = {
+    settings: dict[str, Any] = {
         "seed": config.seed,
         "tasks": config.tasks.model_dump(),
         "env": config.env.model_dump(include={"name", "source", "generator", "task_types"}),
@@ -125,7 +125,7 @@ def _expert(config: RunConfig) -> Stage:
     settings = {**_episode_settings(config), "lists": lists}
 
     def run(context: StageContext) -> Mapping[str, Any]:
-        from step_ray.collect import EpisodePlan
+        from step_ray.runner import EpisodePlan
 
         plan = EpisodePlan.from_config(config, Source.EXPERT, student=None)
         return {
@@ -269,7 +269,7 @@ def _collect(config: RunConfig) -> Stage:
     }
 
     def run(context: StageContext) -> Mapping[str, Any]:
-        from step_ray.collect import Address, EpisodePlan
+        from step_ray.runner import Address, EpisodePlan
         from step_ray.store import read_trajectories
 
         endpoint = context.serve(BASE)

@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 """Prefix-stable: rendering more messages never changes the text of the earlier ones."""
 
 WORD = Regex(r" ?\p{L}+| ?\d| ?[^\s\p{L}\d]+|\n| ")
-"""Words carry their leading space; digits stand alone, so that numbers are copied digit by digit."""
+"""Words carry their leading space; digits stand alone, so numbers are copied digit by digit."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -35,7 +35,7 @@ def gather(config: RunConfig) -> ReportInputs:
     root = config.run_dir
     plain = config.model_dump(mode="json")
     models = [BASE, *config.arms]
-    played = {model: read_trajectories(root / "evaluate" / model) for model in models}
+    played = {model: _trajectories(root / "evaluate" / model) for model in models}
     played = {model: trajectories for model, trajectories in played.items() if trajectories}
     datasets = {m: _json(root / "datasets" / m / "summary.json") for m in models}
     training = {m: _lines(root / "train" / m / "metrics.jsonl") for m in models}
@@ -45,7 +45,7 @@ def gather(config: RunConfig) -> ReportInputs:
         evals=[_eval(config, model, trajectories) for model, trajectories in played.items()],
         outcomes={model: success_by_task(t) for model, t in played.items()},
         training={m: lines for m, lines in training.items() if lines},
-        collection=read_trajectories(root / "trajectories" / "collect"),
+        collection=_trajectories(root / "trajectories" / "collect"),
         datasets={m: summary for m, summary in datasets.items() if summary},
         task_types={t.task.task_id: t.task.task_type for ts in played.values() for t in ts},
     )
@@ -63,6 +63,10 @@ def _facts(root: Path) -> dict[str, Any]:
     """What run.json says about the latest start."""
     starts: list[dict[str, Any]] = _json(root / "run.json").get("starts", [])
     return {**starts[-1], "num_starts": len(starts)} if starts else {}
+
+
+def _trajectories(folder: Path) -> list[Trajectory]:
+    return read_trajectories(folder) if folder.is_dir() else []
 
 
 def _json(path: Path) -> dict[str, Any]:

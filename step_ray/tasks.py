@@ -17,8 +17,8 @@ from step_ray.config import RunConfig, expand_path
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.envs.alfworld.pddl_text import game_fingerprint
 from step_ray.errors import ConfigError, DataError
-from step_ray.store import read_rows, write_table
-from step_ray.types import Task
+from step_ray.store import VERSION_KEY, read_rows, write_table
+from step_ray.types import SCHEMA_VERSION, Task
 
 LAYOUT = "json_2.1.1"
 GAME_FILE = "game.tw-pddl"
@@ -26,7 +26,8 @@ LEFT_OUT = ("movable", "Sliced")
 """ALFWorld's own filter: paths with these words are no text games."""
 TASK_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("task_id", "env", "split", "goal", "task_type")]
-    + [("params", pa.string())]
+    + [("params", pa.string())],
+    metadata={VERSION_KEY: str(SCHEMA_VERSION)},
 )
 """A task manifest: params as JSON, so that Ray Data moves plain columns."""
 

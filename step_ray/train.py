@@ -22,7 +22,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from step_ray.batching import example_files
+from step_ray.batching import load_examples
 from step_ray.config import TrainConfig
 from step_ray.errors import RunStateError, StepRayError
 from step_ray.student import check_init, resolve_init
@@ -130,10 +130,10 @@ def _claim(job: TrainJob, name: str) -> None:
 
 def _identity(job: TrainJob, name: str) -> dict[str, Any]:
     """What decides the trained weights, in JSON."""
+    examples = load_examples(job.examples_dir)
     digest = hashlib.sha256()
-    for file in example_files(job.examples_dir):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    for tensor in (examples.lengths, examples.input_ids, examples.loss_mask):
+        digest.update(tensor.numpy().data)
     return {
         "name": name,
         "init": job.init,

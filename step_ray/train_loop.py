@@ -18,6 +18,7 @@ import torch
 
 from step_ray.batching import Examples, collate, load_examples, plan_epoch, split_batch
 from step_ray.config import Section, TrainConfig
+from step_ray.errors import DataError
 from step_ray.learner import Learner
 
 METRICS_FILE = "metrics.jsonl"
@@ -78,6 +79,8 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     examples = load_examples(job.examples_dir)
     learner = Learner(init=job.init, dtype=job.dtype, config=job.config, seed=job.seed, rank=rank)
+    if int(examples.input_ids.max()) >= learner.vocab_size:
+        raise DataError(f"examples: a token id is not in the vocabulary of {job.init!r}; rebuild")
     done = _restore(learner)
     metrics = MetricsLog(job.work_dir, done, time.monotonic() - started) if rank == 0 else None
     _run_steps(job, learner, examples, done, metrics)

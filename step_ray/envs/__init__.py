@@ -38,5 +38,5 @@ def load_expert(name: str) -> Expert:
     """
     if name not in EXPERTS:
         raise ConfigError(f"teacher.kind: {name!r} has no expert; set teacher.kind to 'llm'")
-    expert: Expert = import_module(EXPERTS[name])  # type: ignore[assignment]
+    expert: Expert = import_module(EXPERTS[name])
     return expert

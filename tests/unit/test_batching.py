@@ -95,3 +95,15 @@ def test_a_mask_of_another_length_is_a_data_error(tmp_path):
     write(tmp_path, [[1, 2]], [[True]])
     with pytest.raises(DataError, match="another length"):
         load_examples(tmp_path)
+
+
+def test_a_file_that_is_no_parquet_is_a_data_error(tmp_path):
+    (tmp_path / "part-0.parquet").write_bytes(b"half a file")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_examples(tmp_path)
+
+
+def test_files_that_are_still_being_written_are_not_read(tmp_path):
+    write(tmp_path, [[1, 2]], [[False, True]])
+    (tmp_path / ".part-1.parquet").write_bytes(b"half a file")
+    assert load_examples(tmp_path).input_ids.tolist() == [1, 2]

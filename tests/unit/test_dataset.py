@@ -167,9 +167,9 @@ def test_an_unexecuted_step_with_no_text_is_not_in_the_way():
 
     [one], _ = build([trajectory("a", steps=steps)])
 
-    assert TOKENIZER.decode(
-        [t for t, m in zip(one.input_ids, one.loss_mask, strict=True) if m]
-    ) == ("\nAction: go<|end|>")
+    trained = [token for token, mask in zip(one.input_ids, one.loss_mask, strict=True) if mask]
+    assert TOKENIZER.decode(trained) == "\nAction: go<|end|>"
+    assert not any(one.error_mask)
 
 
 def test_golden_only_takes_only_golden_data():

@@ -1,0 +1,1 @@
+"""ALFWorld (text): engines, generator, expert and judge."""

@@ -1,7 +1,7 @@
 """ALFWorld as a `TextEnv`: one game at a time on the native or the official engine.
 
-Takes a task whose `params["game"]` is the path of a `game.tw-pddl`; gives the engine's text, without
-the banner line. It knows nothing of experts or prompts.
+Takes a task whose `params["game"]` is the path of a `game.tw-pddl`; gives the engine's text without
+its banner. It knows nothing of experts or prompts.
 """
 
 from pathlib import Path
