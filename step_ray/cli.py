@@ -24,6 +24,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
+INTERRUPTED = 130
+"""Exit code that typer gives to Ctrl-C."""
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see jobs/configs")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="override a key; repeatable")
@@ -182,9 +185,10 @@ def main() -> None:
     except StepRayError as exc:
         print(f"step-ray: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
-    except KeyboardInterrupt:
-        print("step-ray: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as exc:
+        if exc.code == INTERRUPTED:
+            print("step-ray: interrupted; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def check_teacher_key(config: TeacherConfig) -> str:
     Raises:
         ConfigError: an LLM teacher is configured and the variable is not set.
     """
-    key = os.environ.get(config.api_key_env)
-    if key is None:
+    key = os.environ.get(config.api_key_env, "")
+    if not key:
         raise ConfigError(f"teacher.api_key_env: {config.api_key_env!r} is not set; export the key")
     return key

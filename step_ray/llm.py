@@ -188,9 +188,11 @@ def check_endpoint(key: str, base_url: str, model: str, api_key: str, timeout_s:
     Raises:
         EndpointError: unreachable, refuses the key, or does not serve `model`.
     """
-    client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0)
     try:
-        names = [m.id for m in client.models.list().data]
+        with openai.OpenAI(
+            base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0
+        ) as client:
+            names = [m.id for m in client.models.list().data]
     except openai.APIStatusError as exc:
         if exc.status_code == 404:  # an endpoint may have no /models; the first call will tell
             return
@@ -201,8 +203,10 @@ def check_endpoint(key: str, base_url: str, model: str, api_key: str, timeout_s:
         raise EndpointError(
             f"{key}.base_url: {base_url!r} cannot be reached; start the server or mend the URL"
         ) from exc
-    finally:
-        client.close()
+    except Exception as exc:  # a page that is no JSON, a URL or key that cannot be sent
+        raise EndpointError(
+            f"{key}.base_url: {base_url!r} gives no OpenAI answer; mend the URL or the key"
+        ) from exc
     if names and model not in names:
         raise EndpointError(f"{key}.model: {model!r} is not served at {base_url}; it has {names}")
 

@@ -92,14 +92,13 @@ def run(
     stages = build_stages(config)
     chosen = [s for s in stages if only is None or s.name in only]
     folder = RunFolder(config.run_dir)
+    if not _to_do(folder, chosen, redo):
+        reporter.line("every stage is done already")
+        return
+    for check in preflight(config):  # before the lock, which is a file: a wrong input leaves none
+        if check.error:
+            raise check.error
     with folder.locked():
-        todo = _to_do(folder, chosen, redo)
-        if not todo:
-            reporter.line("every stage is done already")
-            return
-        for check in preflight(config):
-            if check.error:
-                raise check.error
         _write_run_files(config)
         with connected(config.ray):
             context = StageContext(config, reporter)

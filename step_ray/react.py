@@ -17,6 +17,7 @@ _TURN = re.compile(
     r"\A\s*(?:Thought:[ \t]*(?P<thought>.*?)\s*\n\s*)?Action:[ \t]*(?P<action>[^\n]+?)\s*\Z", re.S
 )
 
+_SECOND_ACTION = re.compile(r"\n\s*Action:")
 _NEXT_THOUGHT = re.compile(r"\n(?=Thought:)")
 
 
@@ -45,7 +46,7 @@ def parse_turn(text: str) -> Turn | None:
     the action, or a second action, is refused rather than guessed at.
     """
     match = _TURN.match(text)
-    if match is None or "\nAction:" in (match["thought"] or ""):
+    if match is None or _SECOND_ACTION.search(match["thought"] or ""):
         return None
     return Turn(thought=(match["thought"] or "").strip(), action=match["action"].strip())
 

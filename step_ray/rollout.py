@@ -305,7 +305,8 @@ class _Episode:
             reference=self._reference,
             seed=self._seed,
         )
-        judgement = await self._teacher.judge(view)
+        with boundary(TeacherError, f"teacher {self._teacher.name}"):
+            judgement = await self._teacher.judge(view)
         self._charge(judgement)
         kind = KIND_OF_VERDICT[judgement.verdict.label]
         if not step.action:

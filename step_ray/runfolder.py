@@ -91,10 +91,11 @@ class RunFolder:
     def set_aside(self, stage: str, outputs: Sequence[Path]) -> None:
         """Move a stage's outputs and record to `replaced/`, so that it is made again."""
         target = self.path / "replaced" / f"{time.strftime('%Y%m%d-%H%M%S')}-{_file_name(stage)}"
-        target.mkdir(parents=True, exist_ok=True)
         for output in [*outputs, self._file(stage)]:
             if output.exists():
-                shutil.move(output, target / output.name)
+                place = target / output.relative_to(self.path)  # two outputs may share a name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(output, place)
 
     def _write(
         self,

@@ -122,8 +122,13 @@ def list_tasks(config: RunConfig, split: str) -> list[Task]:
     folder = games_dir(config) / LAYOUT / split
     if not folder.is_dir():
         raise ConfigError(f"tasks: the folder {str(folder)!r} of split {split!r} is missing")
-    paths = [p for p in folder.glob(f"*/*/{GAME_FILE}") if not any(w in str(p) for w in LEFT_OUT)]
-    tasks = [_task(path, split) for path in sorted(paths)]
+    paths = sorted(folder.glob(f"*/*/{GAME_FILE}"))
+    names = [str(path.relative_to(folder)) for path in paths]
+    tasks = [
+        _task(path, split)
+        for path, name in zip(paths, names, strict=True)
+        if not any(word in name for word in LEFT_OUT)
+    ]
     wanted = set(config.env.task_types)
     return [task for task in tasks if task.task_type in wanted]
 

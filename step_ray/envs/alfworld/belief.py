@@ -12,6 +12,7 @@ NOTHING_HAPPENS = "Nothing happens."
 _LISTED = re.compile(r"(?:^|, and |, |^and )an? ([^,]+?)(?=, |$)")
 _ROOM = re.compile(r"you see (.+?)\.\n", re.S)
 _CONTENTS = re.compile(r"(?:On the (.+?), you see|The (.+? \d+) is open\. In it, you see) (.+?)\.")
+_PUT = re.compile(r"(?:put|move) (.+?) (?:in/on|to) (.+)")
 _TREATED = {"clean": "clean", "heat": "hot", "cool": "cool"}
 TOOL = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 """Treatment -> class of the receptacle that does it."""
@@ -88,6 +89,10 @@ class Belief:
     """Receptacles that could not be gone to from here: most likely they stand right here."""
     unreachable: set[str] = field(default_factory=set)
     """Receptacles that could neither be gone to nor examined."""
+    origin: str | None = None
+    """Receptacle that the last object in hand was taken from."""
+    refused: set[tuple[str, str]] = field(default_factory=set)
+    """(object, receptacle): could not be put there, though open and at hand."""
 
     @classmethod
     def from_observation(cls, observation: str) -> "Belief":
@@ -120,6 +125,11 @@ class Belief:
 
     def _read_nothing(self, action: str) -> None:
         """The engine does not go from a place to itself, and two receptacles may share a place."""
+        put = _PUT.fullmatch(action)
+        if put and put[1] == self.holding and put[2] == self.location:
+            if put[2] not in self.closed:
+                self.refused.add((put[1], put[2]))
+            return
         verb, _, name = action.replace("go to", "goto", 1).partition(" ")
         if name not in self.receptacles or name == self.location:
             return
@@ -141,7 +151,7 @@ class Belief:
 
     def _read_hands(self, observation: str) -> None:
         if m := re.match(r"You pick up the (.+?) from the (.+?)\.", observation):
-            self.holding = m[1]
+            self.holding, self.origin = m[1], m[2]
             if m[1] in self.contents.get(m[2], ()):
                 self.contents[m[2]].remove(m[1])
         elif m := re.match(r"You (?:put|move) the (.+?) (?:in/on|to) the (.+?)\.", observation):

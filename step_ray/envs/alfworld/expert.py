@@ -64,8 +64,10 @@ def _with_object(belief: Belief, held: str) -> Move:
 
 
 def _put_away(belief: Belief, held: str) -> Move:
-    """Get rid of a wrong object where it came from or nearby."""
-    place = belief.location or belief.receptacles[0]
+    """Get rid of a wrong object: where it came from, else here, else wherever it can be put."""
+    places = [belief.origin, belief.location, *belief.receptacles]
+    free = (p for p in places if p is not None and (held, p) not in belief.refused)
+    place = next(free, belief.receptacles[0])
     return _put(belief, held, place, f"I do not need {held}, I put it away.")
 
 

@@ -1,0 +1,310 @@
+"""Teachers: strict JSON from a language model, and the environment's expert."""
+
+import asyncio
+import json
+
+import pytest
+
+from step_ray.config import TeacherConfig
+from step_ray.envs.alfworld.env import AlfworldEnv
+from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
+from step_ray.errors import ConfigError, ContextLengthError, LLMError, TeacherError
+from step_ray.llm import Completion, ScriptedLLM
+from step_ray.react import initial_messages, load_prompt
+from step_ray.rollout import EpisodeSettings, run_episode
+from step_ray.teacher import (
+    REPLY_SCHEMA,
+    ExpertStudent,
+    LLMTeacher,
+    OracleTeacher,
+    StepView,
+    teacher_messages,
+)
+from step_ray.types import (
+    Author,
+    Source,
+    Step,
+    StepKind,
+    StopReason,
+    Task,
+    Verdict,
+    VerdictLabel,
+)
+
+TASK = Task(task_id="t/1", env="alfworld", split="train", goal="")
+ROOM = """You are in the middle of a room. Looking quickly around you, you see a desk 1, and a shelf 1.
+
+Your task is to: put a mug in shelf."""
+ERROR_REPLY = {
+    "verdict": "error",
+    "reflection": "The desk\n is not  here.",
+    "thought": "I go there.",
+    "action": "go to desk 1",
+}
+ERROR_VERDICT = Verdict(
+    label=VerdictLabel.ERROR,
+    reflection="The desk is not here.",
+    thought="I go there.",
+    action="go to desk 1",
+)
+GOOD_REPLY = '{"verdict": "good", "reflection": "", "thought": "", "action": ""}'
+
+
+def step(action, observation):
+    return Step(
+        index=0,
+        kind=StepKind.ACT,
+        author=Author.STUDENT,
+        text=f"Thought: I try.\nAction: {action}",
+        thought="I try.",
+        action=action,
+        observation=observation,
+    )
+
+
+def view(candidate=None, **fields):
+    fields = {"task": TASK, "prompt": initial_messages("alfworld_short", ROOM)} | fields
+    candidate = candidate or step("take mug 1 from desk 1", "Nothing happens.")
+    return StepView(candidate=candidate, **{"history": (), "seed": 5} | fields)
+
+
+def judge(*answers, the_view=None, **config):
+    model = ScriptedLLM(answers)
+    teacher = LLMTeacher(model, TeacherConfig(**config))
+    return asyncio.run(teacher.judge(the_view or view())), model
+
+
+def reply(**changes):
+    return json.dumps(ERROR_REPLY | changes)
+
+
+# The language model as a teacher
+
+
+def test_a_good_verdict_is_read():
+    got, model = judge(GOOD_REPLY)
+    assert got.verdict == Verdict(label=VerdictLabel.GOOD)
+    assert (got.calls, len(model.calls)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        reply(),
+        f"```json\n{reply()}\n```",
+        f"Here you are: {reply()} Good luck!",
+        reply(action="Action: go to desk 1"),
+        reply(extra="ignored"),
+    ],
+)
+def test_a_verdict_is_read_with_its_white_space_folded(text):
+    got, _ = judge(text)
+    assert (got.verdict, got.calls) == (ERROR_VERDICT, 1)
+
+
+def test_a_suboptimal_verdict_keeps_its_label():
+    got, _ = judge(reply(verdict="suboptimal"))
+    assert got.verdict.label is VerdictLabel.SUBOPTIMAL
+
+
+def test_fields_of_a_good_verdict_are_dropped():
+    got, _ = judge(reply(verdict="good"))
+    assert got.verdict == Verdict(label=VerdictLabel.GOOD)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ("I think it is fine.", "there is no JSON object in it."),
+        ('{"verdict": "good"', "there is no JSON object in it."),
+        ('{"verdict": good}', "the JSON is broken (Expecting value)."),
+        (reply(verdict="bad"), "the field 'verdict' is wrong:"),
+        (reply(action=7), "the field 'action' is wrong:"),
+        ('{"reflection": "no"}', "the field 'verdict' is wrong:"),
+        (reply(action="  "), "a faulty step needs an action that corrects it."),
+        (reply(action="fly to desk 1"), "'fly to desk 1' is not one of the valid actions."),
+    ],
+)
+def test_an_unusable_answer_is_shown_its_fault_and_asked_for_again(answer, fault):
+    valid = ("go to desk 1", "go to shelf 1")
+    got, model = judge(answer, reply(), the_view=view(admissible=valid))
+    assert (got.verdict, got.calls) == (ERROR_VERDICT, 2)
+    first, second = model.calls
+    assert second[:-2] == first
+    assert (second[-2].role, second[-2].content) == ("assistant", answer)
+    assert second[-1].role == "user"
+    assert second[-1].content.startswith(f"That cannot be used: {fault}")
+    assert second[-1].content.endswith("Answer again in JSON.")
+
+
+def test_the_teacher_gives_up_after_its_re_asks():
+    with pytest.raises(TeacherError) as caught:
+        judge("no", "no", "no", max_reasks=2)
+    assert str(caught.value) == (
+        "scripted: no usable verdict after 3 calls: there is no JSON object in it."
+    )
+
+
+def test_tokens_and_retries_of_all_calls_are_added_up():
+    class Model(ScriptedLLM):
+        async def complete(self, messages, **options):
+            answer = await super().complete(messages, **options)
+            return Completion(
+                text=answer.text, prompt_tokens=100, completion_tokens=len(self.calls), retries=2
+            )
+
+    teacher = LLMTeacher(Model(["no", GOOD_REPLY]), TeacherConfig())
+    got = asyncio.run(teacher.judge(view()))
+    assert (got.calls, got.prompt_tokens, got.completion_tokens, got.retries) == (2, 200, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (LLMError("gave up after 6 tries"), "gave up after 6 tries"),
+        (ContextLengthError("8192"), "scripted: the episode does not fit its context"),
+    ],
+)
+def test_a_failing_model_is_a_teacher_error(error, line):
+    with pytest.raises(TeacherError) as caught:
+        judge(error)
+    assert str(caught.value) == line
+
+
+def test_a_model_that_does_not_answer_in_time_is_a_teacher_error():
+    class Silent(ScriptedLLM):
+        async def complete(self, messages, **options):
+            await asyncio.Event().wait()
+
+    teacher = LLMTeacher(Silent([], name="big"), TeacherConfig(timeout_s=0.01))
+    with pytest.raises(TeacherError, match=r"^big: no answer within 0.01 s$"):
+        asyncio.run(teacher.judge(view()))
+
+
+def test_the_request_asks_for_the_schema_with_the_configured_limits():
+    class Model(ScriptedLLM):
+        async def complete(self, messages, **options):
+            self.options = options
+            return await super().complete(messages, **options)
+
+    model = Model([GOOD_REPLY])
+    config = TeacherConfig(max_tokens=99, temperature=0.3)
+    asyncio.run(LLMTeacher(model, config).judge(view()))
+    assert model.options == {
+        "max_tokens": 99,
+        "temperature": 0.3,
+        "seed": 5,
+        "json_schema": REPLY_SCHEMA,
+    }
+
+
+def test_the_schema_is_strict_and_asks_for_all_four_fields():
+    schema = REPLY_SCHEMA["schema"]
+    assert REPLY_SCHEMA["strict"] is True
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["verdict", "reflection", "thought", "action"]
+    assert set(schema["properties"]) == set(schema["required"])
+    assert schema["properties"]["verdict"]["enum"] == ["good", "suboptimal", "error"]
+
+
+def test_the_question_holds_task_history_and_step():
+    history = (step("go to desk 1", "On the desk 1, you see nothing."),)
+    system, user = teacher_messages(view(history=history), "teacher_v1")
+    assert (system.role, system.content) == ("system", load_prompt("teacher_v1"))
+    assert (user.role, user.content) == (
+        "user",
+        f"Task and first observation:\n{ROOM}\n\n"
+        "History:\n\n"
+        "Thought: I try.\nAction: go to desk 1\nObservation: On the desk 1, you see nothing.\n\n"
+        "Latest step, to be judged:\n\n"
+        "Thought: I try.\nAction: take mug 1 from desk 1\nObservation: Nothing happens.",
+    )
+
+
+def test_the_question_says_what_was_not_executed_and_that_nothing_came_before():
+    _, user = teacher_messages(view(step("look", None)), "teacher_v1")
+    assert "History:\n\n(none yet)\n\n" in user.content
+    assert user.content.endswith("Action: look\nObservation: (not executed)")
+
+
+def test_valid_actions_and_a_golden_reference_are_shown_where_there_are_any():
+    shown = view(
+        admissible=("go to desk 1", "look"),
+        reference=(step("go to shelf 1", "x"), step("look", "y")),
+    )
+    _, user = teacher_messages(shown, "teacher_v1")
+    assert user.content.endswith(
+        "Valid actions now: go to desk 1, look\n\n"
+        "A known good way to do the task (do not mention it): go to shelf 1; look"
+    )
+    _, without = teacher_messages(view(), "teacher_v1")
+    assert "Valid actions" not in without.content
+    assert "known good way" not in without.content
+
+
+# The environment's expert as a teacher, and as a student
+
+
+@pytest.fixture
+def game(tmp_path):
+    spec = GeneratorSpec(
+        seed=0, split="train", num_games=1, task_types=("pick_and_place_simple",), size="tiny"
+    )
+    (path,) = generate_games(spec, tmp_path)
+    return Task(
+        task_id="t/1", env="alfworld", split="train", goal="", params={"game": str(path)}
+    )
+
+
+def play(game, student, teacher=None, **settings):
+    return asyncio.run(
+        run_episode(
+            game,
+            AlfworldEnv(),
+            student,
+            settings=EpisodeSettings(**{"prompt": "alfworld_short"} | settings),
+            source=Source.SELF_REFLECTED if teacher else Source.EXPERT,
+            teacher=teacher,
+        )
+    )
+
+
+def test_the_expert_plays_a_golden_episode(game):
+    got = play(game, ExpertStudent("alfworld"))
+    assert (got.stop_reason, got.models) == (StopReason.SUCCESS, {"expert": "expert:alfworld"})
+    assert all(step.thought and step.action for step in got.steps)
+
+
+def test_the_oracle_finds_nothing_wrong_with_the_expert(game):
+    got = play(game, ExpertStudent("alfworld"), OracleTeacher("alfworld"))
+    assert got.stop_reason is StopReason.SUCCESS
+    assert {step.kind for step in got.steps} == {StepKind.ACT}
+
+
+def test_the_oracle_alone_brings_a_hopeless_student_to_the_goal(game):
+    student = ScriptedLLM(lambda messages: "Thought: Hm.\nAction: dance")
+    got = play(game, student, OracleTeacher("alfworld"), max_corrections=40, max_steps=80)
+    assert got.stop_reason is StopReason.SUCCESS
+    student_steps, corrections = got.steps[::2], got.steps[1::2]
+    assert {step.verdict.error_type for step in student_steps} == {"no_op"}
+    assert {step.kind for step in corrections} == {StepKind.CORRECTION}
+    assert got.models["teacher"] == "oracle:alfworld"
+    assert got.usage.teacher_calls == len(student_steps)
+
+
+def test_the_oracle_corrects_an_unreadable_answer(game):
+    student = ScriptedLLM(["Hello?", "Thought: Hm.\nAction: look"])
+    got = play(game, student, OracleTeacher("alfworld"), max_steps=3)
+    assert got.steps[0].verdict.error_type == "bad_format"
+    assert got.steps[1].kind is StepKind.CORRECTION
+
+
+def test_the_oracle_cannot_judge_a_text_that_is_no_room():
+    odd = view(prompt=initial_messages("alfworld_short", "Welcome."))
+    with pytest.raises(TeacherError, match=r"^oracle on t/1: the first observation shows no room"):
+        asyncio.run(OracleTeacher("alfworld").judge(odd))
+
+
+def test_an_environment_without_expert_needs_a_language_model():
+    with pytest.raises(ConfigError, match=r"^teacher.kind: 'webshop' has no expert; .*'llm'$"):
+        OracleTeacher("webshop")
