@@ -140,6 +140,8 @@ class TrainConfig(Section):
     """Masked supervised fine-tuning."""
 
     num_workers: int = Field(default=1, ge=1)
+    cpus_per_worker: int = Field(default=1, ge=1)
+    """CPUs and torch threads of a worker."""
     use_gpu: bool = False
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     epochs: int = Field(default=3, ge=1)

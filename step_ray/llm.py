@@ -170,7 +170,8 @@ def _to_completion(answer: Any, retries: int) -> Completion:
 def _is_context_error(exc: Exception) -> bool:
     """OpenAI names the code; vLLM says it in words only."""
     text = str(exc).lower()
-    return "context_length_exceeded" in text or "maximum context length" in text
+    named = getattr(exc, "code", None) == "context_length_exceeded"
+    return named or "maximum context length" in text or "maximum model length" in text
 
 
 def _retry_after_s(exc: Exception) -> float:

@@ -1,8 +1,8 @@
 """Makes the tiny pretrained base model that ships with step_ray (`builtin:tiny-base`).
 
-Takes a `PretrainPlan`, gives a Hugging Face folder. Generated games of the split `pretrain`, disjoint
-by content from every other split, are played twice: by the expert and at random. The model reads
-both as chats. It stands in for a general chat model where none can be downloaded: it
+Takes a `PretrainPlan`, gives a Hugging Face folder. Generated games of the split `pretrain`
+(disjoint by content from every other split) are played by the expert, and some also at random. The
+model reads both as chats. It stands in for a general chat model where none can be downloaded: it
 knows the language of the games and clean play, and has never seen a mistake noticed or mended.
 """
 
@@ -32,11 +32,13 @@ EXPLORE_PROMPT = "alfworld_explore"
 class PretrainPlan:
     """How the base is made; the defaults made the one that ships."""
 
-    num_games: int = 8000
+    num_games: int = 12_000
     seed: int = 77
-    size: str = "small"
+    size: str = "tiny"
+    explore_every: int = 3
+    """Every so many-th game is also played at random."""
     prompt: str = "alfworld_short"
-    explore_steps: int = 14
+    explore_steps: int = 10
     """Length of the random episodes."""
     vocab_size: int = 1024
     shape: ScratchConfig = field(default_factory=ScratchConfig)
@@ -71,7 +73,7 @@ def make_base(
     """
     start, examples = work_dir / "start", work_dir / "examples"
     if not (examples / "examples.parquet").is_file():
-        on_progress(f"playing {plan.num_games} games twice")
+        on_progress(f"playing {plan.num_games} games")
         expert, explored = play_corpus(plan, work_dir / "games")
         tokenizer = train_tokenizer(_texts([*expert, *explored]), plan.vocab_size)
         model = new_model(tokenizer, plan.shape, max_length=plan.max_length, seed=plan.seed)
@@ -92,7 +94,7 @@ def make_base(
 
 
 def play_corpus(plan: PretrainPlan, folder: Path) -> tuple[list[Trajectory], list[Trajectory]]:
-    """The expert's and the random episodes, one of each per game."""
+    """The expert's episodes, one per game, and the random ones."""
     spec = GeneratorSpec(
         seed=plan.seed,
         split="pretrain",
@@ -112,7 +114,8 @@ def play_corpus(plan: PretrainPlan, folder: Path) -> tuple[list[Trajectory], lis
     clean = EpisodeSettings(prompt=plan.prompt, max_steps=60)
     wild = EpisodeSettings(prompt=EXPLORE_PROMPT, max_steps=plan.explore_steps)
     expert = asyncio.run(_play(tasks, ExpertStudent("alfworld"), clean, Source.EXPERT, plan.seed))
-    return expert, asyncio.run(_play(tasks, Explorer(), wild, Source.STUDENT, plan.seed))
+    some = tasks[:: plan.explore_every]
+    return expert, asyncio.run(_play(some, Explorer(), wild, Source.STUDENT, plan.seed))
 
 
 async def _play(

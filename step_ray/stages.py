@@ -17,6 +17,8 @@ BASE = "base"
 """Name of the base agent among the models."""
 SPEED_ONLY = {"num_actors", "episodes_per_actor", "cpus_per_actor", "rows_per_shard"}
 """Settings of `collect` that change how fast, not what."""
+TRAIN_SPEED_ONLY = {"cpus_per_worker", "checkpoint_every", "max_failures"}
+"""The same of `train`; not the number of workers: sums in another order differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +198,11 @@ def _train_model(config: RunConfig, name: str) -> list[Stage]:
         Stage(
             name=f"train:{name}",
             needs=(f"dataset:{name}", *from_base),
-            settings={"train": train.model_dump(), "student": student, "seed": config.seed},
+            settings={
+                "train": train.model_dump(exclude=TRAIN_SPEED_ONLY),
+                "student": student,
+                "seed": config.seed,
+            },
             outputs=(f"models/{name}", f"train/{name}"),
             run=fit,
         ),
@@ -241,9 +247,10 @@ def _fit(context: StageContext, name: str, from_base: bool) -> Mapping[str, Any]
     if config.serve.gpus_per_replica:
         context.stop_serving()
     root = context.root.resolve()
+    settings = config.train if name == BASE else config.arm_train()
     with context.reporter.counter(f"train {name}") as counter:
         result = train(
-            config.train if name == BASE else config.arm_train(),
+            settings,
             examples_dir=root / "datasets" / name,
             init=str(root / "models" / BASE) if from_base else context.student_source(),
             dtype=config.student.dtype,
@@ -251,6 +258,7 @@ def _fit(context: StageContext, name: str, from_base: bool) -> Mapping[str, Any]
             work_dir=root / "train" / name,
             seed=config.seed,
             name=name,
+            cpus_per_worker=settings.cpus_per_worker,
             on_progress=lambda m: counter.update(
                 m["step"],
                 f"loss {m['loss']:.3f}, {m['tokens_per_s']:,.0f} tokens/s",

@@ -145,15 +145,21 @@ class TeacherReply(BaseModel):
     action: str = ""
 
 
+TEXT_FIELDS = ("reflection", "thought", "action")
 REPLY_SCHEMA: dict[str, Any] = {
     "name": "verdict",
     "strict": True,
     "schema": {
-        **TeacherReply.model_json_schema(),
-        "required": ["verdict", "reflection", "thought", "action"],
+        "type": "object",
+        "properties": {
+            "verdict": {"type": "string", "enum": ["good", "suboptimal", "error"]},
+            **{name: {"type": "string"} for name in TEXT_FIELDS},
+        },
+        "required": ["verdict", *TEXT_FIELDS],
         "additionalProperties": False,
     },
 }
+"""Written out: pydantic's schema of `TeacherReply` has defaults, which strict mode refuses."""
 
 
 class LLMTeacher:
@@ -262,6 +268,3 @@ def _checked(reply: TeacherReply, view: StepView) -> tuple[Verdict | None, str]:
     if view.admissible and action not in view.admissible:
         return None, f"{action!r} is not one of the valid actions."
     return Verdict(label=label, **{**fields, "action": action}), ""
-
-
-TEXT_FIELDS = ("reflection", "thought", "action")

@@ -54,7 +54,11 @@ def shown(messages):
         ("  Thought:  spaced \n\n Action:  look  \n", "spaced", "look"),
         ("Thought: one\ntwo\n\nthree\nAction: look", "one\ntwo\n\nthree", "look"),
         ("Thought:\nAction: look", "", "look"),
-        ("Thought: The word Action: is inside.\nAction: look", "The word Action: is inside.", "look"),
+        (
+            "Thought: The word Action: is inside.\nAction: look",
+            "The word Action: is inside.",
+            "look",
+        ),
     ],
 )
 def test_a_thought_and_an_action_are_read(text, thought, action):

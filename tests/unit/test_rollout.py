@@ -94,7 +94,11 @@ class Stuck:
 
 def fix(action, label=VerdictLabel.ERROR):
     return Verdict(
-        label=label, reflection="That was wrong.", thought="I mend it.", action=action, error_type="x"
+        label=label,
+        reflection="That was wrong.",
+        thought="I mend it.",
+        action=action,
+        error_type="x",
     )
 
 
@@ -149,7 +153,10 @@ def test_the_record_says_who_played_what_how():
     assert (got.models, got.engine) == ({"student": "student-1"}, "corridor/1")
     assert got.prompt_version == "alfworld_short"
     assert got.producer.startswith("step_ray ")
-    assert shown(got.prompt) == [("system", load_prompt("alfworld_short")), ("user", "You are at 0.")]
+    assert shown(got.prompt) == [
+        ("system", load_prompt("alfworld_short")),
+        ("user", "You are at 0."),
+    ]
 
 
 def test_an_expert_episode_is_written_by_the_expert():
@@ -317,7 +324,12 @@ def test_a_correction_goes_on_from_the_state_that_the_error_left():
         ("act", "right"),
         ("act", "right"),
     ]
-    assert observations(got) == ["You are at -1.", "You are at 0.", "You are at 1.", "You are at 2."]
+    assert observations(got) == [
+        "You are at -1.",
+        "You are at 0.",
+        "You are at 1.",
+        "You are at 2.",
+    ]
     assert (got.stop_reason, got.source) == (StopReason.SUCCESS, Source.SELF_REFLECTED)
 
 

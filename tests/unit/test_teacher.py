@@ -32,7 +32,7 @@ from step_ray.types import (
 )
 
 TASK = Task(task_id="t/1", env="alfworld", split="train", goal="")
-ROOM = """You are in the middle of a room. Looking quickly around you, you see a desk 1, and a shelf 1.
+ROOM = """You are in the middle of a room. Looking around you, you see a desk 1, and a shelf 1.
 
 Your task is to: put a mug in shelf."""
 ERROR_REPLY = {
@@ -205,6 +205,7 @@ def test_the_schema_is_strict_and_asks_for_all_four_fields():
     assert schema["required"] == ["verdict", "reflection", "thought", "action"]
     assert set(schema["properties"]) == set(schema["required"])
     assert schema["properties"]["verdict"]["enum"] == ["good", "suboptimal", "error"]
+    assert "default" not in json.dumps(schema)
 
 
 def test_the_question_holds_task_history_and_step():
@@ -251,9 +252,7 @@ def game(tmp_path):
         seed=0, split="train", num_games=1, task_types=("pick_and_place_simple",), size="tiny"
     )
     (path,) = generate_games(spec, tmp_path)
-    return Task(
-        task_id="t/1", env="alfworld", split="train", goal="", params={"game": str(path)}
-    )
+    return Task(task_id="t/1", env="alfworld", split="train", goal="", params={"game": str(path)})
 
 
 def play(game, student, teacher=None, **settings):

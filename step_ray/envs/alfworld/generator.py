@@ -13,6 +13,7 @@ split, for every seed, size and run. Besides, `valid_unseen` has floors (rooms) 
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = ["GeneratorSpec", "game_fingerprint", "generate_games"]
 _SIZES = {"tiny": (4, 6, 4, 7), "small": (6, 9, 6, 12)}
 """Fewest and most receptacles, fewest and most objects; "full" is `tables.FULL_SIZES`."""
 
+_INVENTED_FLOORS = range(10_000, 10_000_000)
 _MAX_DRAWS = 10_000
 """Far above need (about every fourth draw is kept): reached only if the knobs exclude all games."""
 
@@ -100,8 +102,14 @@ class _Drawn:
     sentence: str
 
 
-def _floors(room: str, split: str) -> list[int]:
-    """Floors 10, 20 and 30 of each room kind are unseen; the released data hold out 10 too."""
+def _floors(room: str, split: str) -> Sequence[int]:
+    """Floors 10, 20 and 30 of each room kind are unseen; the released data hold out 10 too.
+
+    The games of `pretrain` have rooms without end: from 108 fixed rooms a small model learns the
+    rooms by heart instead of reading what it is told.
+    """
+    if split == "pretrain":
+        return _INVENTED_FLOORS
     numbers = range(1, 31)
     unseen = split == "valid_unseen"
     return [tables.FIRST_FLOOR[room] + n - 1 for n in numbers if (n % 10 == 0) == unseen]

@@ -1,0 +1,304 @@
+"""The client against a real HTTP server: answers, retries, errors and the endpoint check."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from step_ray.errors import ConfigError, ContextLengthError, EndpointError, LLMError
+from step_ray.llm import OpenAIChat, ScriptedLLM, check_endpoint
+from step_ray.types import Message
+
+MESSAGES = [Message(role="user", content="hello")]
+
+
+def answer(text="hi", **changes):
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": "stop",
+    }
+    body = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
+    }
+    return 200, {}, body | changes
+
+
+def fault(status, message="busy", headers=None, **error):
+    return status, headers or {}, {"error": {"message": message, **error}}
+
+
+MODELS = 200, {}, {"object": "list", "data": [{"id": "m", "object": "model"}]}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self._reply()
+
+    def do_POST(self):
+        self._reply()
+
+    def _reply(self):
+        length = int(self.headers.get("content-length", 0))
+        body = json.loads(self.rfile.read(length)) if length else None
+        server = self.server
+        with server.lock:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            server.requests.append((self.path, headers, body))
+            number = len(server.requests) - 1
+        script = server.script
+        status, headers, data = script(number) if callable(script) else script[number]
+        raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+        self.send_response(status)
+        for name, value in {"content-type": "application/json", **headers}.items():
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def serving(*script):
+    """A server on a free port that answers in the order of the script."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.script = script[0] if callable(script[0]) else script
+    server.requests, server.lock = [], threading.Lock()
+    server.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def complete(url, *, max_retries=5, **options):
+    async def send():
+        chat = OpenAIChat(base_url=url, model="m", api_key="secret", max_retries=max_retries)
+        try:
+            return await chat.complete(MESSAGES, **{"max_tokens": 5} | options)
+        finally:
+            await chat.aclose()
+
+    return asyncio.run(send())
+
+
+# One request
+
+
+def test_an_answer_comes_with_its_tokens():
+    with serving(answer()) as server:
+        got = complete(server.url)
+    assert (got.text, got.prompt_tokens, got.completion_tokens) == ("hi", 7, 2)
+    assert (got.finish_reason, got.retries) == ("stop", 0)
+
+
+def test_the_request_says_all_that_was_asked_for():
+    with serving(answer()) as server:
+        complete(server.url, temperature=0.5, seed=3, session_id="t#1", json_schema={"name": "v"})
+        path, headers, body = server.requests[0]
+    assert path == "/v1/chat/completions"
+    assert headers["x-session-id"] == "t#1"
+    assert headers["authorization"] == "Bearer secret"
+    assert body == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "seed": 3,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "v"}},
+    }
+
+
+def test_what_was_not_asked_for_is_not_in_the_request():
+    with serving(answer()) as server:
+        complete(server.url)
+        _, headers, body = server.requests[0]
+    assert set(body) == {"model", "messages", "max_tokens", "temperature"}
+    assert "x-session-id" not in headers
+
+
+def test_an_answer_without_text_or_usage_is_empty():
+    with serving(answer(text=None, usage=None)) as server:
+        got = complete(server.url)
+    assert (got.text, got.prompt_tokens, got.completion_tokens) == ("", 0, 0)
+
+
+def test_one_client_serves_many_calls_and_opens_again_after_closing():
+    async def send(url):
+        chat = OpenAIChat(base_url=url, model="m")
+        texts = []
+        for _ in range(2):
+            both = await asyncio.gather(*(chat.complete(MESSAGES, max_tokens=5) for _ in range(2)))
+            texts += [got.text for got in both]
+            await chat.aclose()
+        return texts
+
+    with serving(lambda number: answer()) as server:
+        assert asyncio.run(send(server.url)) == ["hi"] * 4
+
+
+# Retries
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_a_passing_fault_is_retried_and_counted(status):
+    with serving(fault(status), answer()) as server:
+        got = complete(server.url)
+        assert (got.text, got.retries, len(server.requests)) == ("hi", 1, 2)
+
+
+def test_the_wait_is_at_least_what_the_server_asks_for():
+    open_again = []
+
+    def busy_for_a_second(number):
+        open_again.append(time.monotonic() + 1.0)
+        early = time.monotonic() < open_again[0]
+        return fault(503, headers={"retry-after": "1.1"}) if early else answer()
+
+    # without the header the client would come back after 0.75 s at most, and give up
+    with serving(busy_for_a_second) as server:
+        assert complete(server.url, max_retries=1).retries == 1
+
+
+def test_an_unreadable_retry_after_is_ignored():
+    later = {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    with serving(fault(503, headers=later), answer()) as server:
+        assert complete(server.url).retries == 1
+
+
+def test_a_fault_that_does_not_pass_is_an_error_with_the_number_of_tries():
+    with serving(lambda number: fault(503, "overloaded")) as server:
+        with pytest.raises(LLMError) as caught:
+            complete(server.url, max_retries=1)
+        assert str(caught.value).startswith(f"m at {server.url}: gave up after 2 tries: ")
+        assert "overloaded" in str(caught.value)
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_a_fault_of_the_request_is_not_retried(status):
+    with serving(fault(status, "wrong\nkey")) as server:
+        with pytest.raises(LLMError) as caught:
+            complete(server.url)
+        assert str(caught.value).startswith(f"m at {server.url}: HTTP {status}: ")
+        assert "\n" not in str(caught.value)
+        assert not isinstance(caught.value, ContextLengthError)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "too long", "code": "context_length_exceeded"},
+        {"message": "This model's maximum context length is 64 tokens. However, you sent 90."},
+        {"message": "The decoder prompt is longer than the maximum model length of 64."},
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_a_context_length_error(error):
+    with serving(fault(400, **error)) as server:
+        with pytest.raises(ContextLengthError, match=r"^m: "):
+            complete(server.url)
+        assert len(server.requests) == 1
+
+
+def test_a_refused_connection_is_an_error_that_names_the_address():
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    with pytest.raises(LLMError, match=rf"^m at {url}: gave up after 2 tries: Connection error"):
+        complete(url, max_retries=1)
+
+
+# The check before a run
+
+
+def check(url, model="m"):
+    check_endpoint("teacher", url, model, "secret", timeout_s=5.0)
+
+
+def test_an_endpoint_that_serves_the_model_passes():
+    with serving(MODELS) as server:
+        check(server.url)
+        path, headers, _ = server.requests[0]
+        assert (path, headers["authorization"]) == ("/v1/models", "Bearer secret")
+
+
+@pytest.mark.parametrize("script", [fault(404), (200, {}, {"object": "list", "data": []})])
+def test_an_endpoint_that_lists_no_models_passes(script):
+    with serving(script) as server:
+        check(server.url)
+
+
+def test_another_model_is_refused_with_what_is_there():
+    with serving(MODELS) as server, pytest.raises(EndpointError) as caught:
+        check(server.url, model="big")
+    assert str(caught.value) == f"teacher.model: 'big' is not served at {server.url}; it has ['m']"
+
+
+def test_a_refused_key_names_the_status():
+    with serving(fault(401)) as server, pytest.raises(EndpointError) as caught:
+        check(server.url)
+    assert str(caught.value) == (
+        f"teacher.base_url: '{server.url}' answered HTTP 401; check the key and URL"
+    )
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{}/v1", "localhost:{}/v1", ""])
+def test_an_address_where_nobody_answers_is_named(url):
+    url = url.format(free_port())
+    with pytest.raises(EndpointError) as caught:
+        check(url)
+    assert str(caught.value) == (
+        f"teacher.base_url: {url!r} cannot be reached; start the server or mend the URL"
+    )
+
+
+@pytest.mark.parametrize(
+    "page", [(200, {"content-type": "text/html"}, b"<html>"), (200, {}, {"status": "ok"})]
+)
+def test_a_page_that_is_no_openai_endpoint_is_named(page):
+    with serving(page) as server, pytest.raises(EndpointError) as caught:
+        check(server.url)
+    assert str(caught.value) == (
+        f"teacher.base_url: '{server.url}' gives no OpenAI answer; mend the URL or the key"
+    )
+
+
+# The scripted model
+
+
+def test_a_script_is_answered_in_order_and_remembers_its_calls():
+    model = ScriptedLLM(["one two", LLMError("down")], name="s")
+    assert asyncio.run(model.complete(MESSAGES, max_tokens=5)).text == "one two"
+    with pytest.raises(LLMError, match=r"^down$"):
+        asyncio.run(model.complete(MESSAGES, max_tokens=5))
+    assert model.calls == [tuple(MESSAGES)] * 2
+    with pytest.raises(ConfigError, match=r"^s: the script has only 2 answers$"):
+        asyncio.run(model.complete(MESSAGES, max_tokens=5))
+
+
+def test_a_script_may_be_a_function_of_the_messages():
+    model = ScriptedLLM(lambda messages: messages[-1].content.upper())
+    assert asyncio.run(model.complete(MESSAGES, max_tokens=5)).text == "HELLO"
