@@ -5,8 +5,11 @@ examples, so what is served is what was trained. How replicas are deployed is sa
 """
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import queue
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -21,30 +24,111 @@ from step_ray.student import load_model, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
+class _Job:
+    prompt: list[int]
+    params: SamplingParams
+    answer: Future[Generated] = field(default_factory=Future)
+
+
+class GenerationThread:
+    """Runs a `BatchGenerator` on a thread of its own; requests join its batch as they come.
+
+    `@serve.batch` is not used: it closes a batch after a fixed wait even while the last one still
+    runs, and so many clients that wait for each answer end up in batches of one.
+
+    Args:
+        generator: used by this thread only from now on.
+        max_batch_size: rows at once; more requests wait.
+        batch_wait_s: how long an idle thread gathers requests before it starts.
+        num_threads: torch threads of this thread.
+    """
+
+    def __init__(
+        self,
+        generator: BatchGenerator,
+        *,
+        max_batch_size: int,
+        batch_wait_s: float,
+        num_threads: int,
+    ) -> None:
+        self._generator = generator
+        self._max_batch_size = max_batch_size
+        self._batch_wait_s = batch_wait_s
+        self._num_threads = num_threads
+        self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._running: dict[int, _Job] = {}
+        self._is_closing = False
+        threading.Thread(target=self._run, name="generation", daemon=True).start()
+
+    async def generate(self, prompt: list[int], params: SamplingParams) -> Generated:
+        """Continue one prompt together with those of other callers."""
+        job = _Job(prompt, params)
+        self._waiting.put(job)
+        return await asyncio.wrap_future(job.answer)
+
+    def close(self) -> None:
+        """End the thread once all requests made so far are answered."""
+        self._waiting.put(None)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._num_threads)
+        while not self._is_closing or self._running:
+            try:
+                self._admit(self._next_jobs())
+                for ticket, answer in self._generator.step():
+                    self._running.pop(ticket).answer.set_result(answer)
+            except Exception as exc:  # whoever waits must hear of it, and the thread must go on
+                self._fail(exc)
+
+    def _next_jobs(self) -> list[_Job]:
+        """Requests that fit into the batch; waits for one when there is nothing to do."""
+        jobs: list[_Job] = []
+        if not self._running:
+            self._collect(jobs, block=True)
+            time.sleep(self._batch_wait_s)
+        while len(self._running) + len(jobs) < self._max_batch_size and not self._waiting.empty():
+            self._collect(jobs, block=False)
+        return jobs
+
+    def _collect(self, jobs: list[_Job], *, block: bool) -> None:
+        job = self._waiting.get(block=block)
+        if job is None:
+            self._is_closing = True
+        elif job.answer.set_running_or_notify_cancel():  # False: the client has gone
+            jobs.append(job)
+
+    def _admit(self, jobs: list[_Job]) -> None:
+        try:
+            tickets = self._generator.add([j.prompt for j in jobs], [j.params for j in jobs])
+        except Exception:
+            self._running.update(enumerate(jobs, start=-len(jobs)))  # so that they fail as well
+            raise
+        self._running.update(zip(tickets, jobs, strict=True))
+
+    def _fail(self, exc: Exception) -> None:
+        self._generator.drop_all()
+        for job in self._running.values():
+            job.answer.set_exception(exc)
+        self._running.clear()
+
+
+@dataclass(frozen=True, slots=True)
 class _Loaded:
     """A model ready to answer."""
 
     name: str
+    max_length: int
     renderer: Renderer
-    generator: BatchGenerator
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A request on its way through a batch; it keeps the model that its prompt is for."""
-
-    loaded: _Loaded
-    prompt: list[int]
-    params: SamplingParams
+    thread: GenerationThread
 
 
 @serve.deployment(max_constructor_retry_count=3)
 @serve.ingress()
 class AgentServer:
-    """One replica: the OpenAI routes over a `BatchGenerator`.
+    """One replica.
 
-    The model is set and replaced by `reconfigure`, so that deploying another checkpoint does not
-    start a new process. Models are loaded and run on one thread; the event loop stays free.
+    The model is set and replaced by `reconfigure`, so that deploying another checkpoint starts no
+    process.
     """
 
     def __init__(
@@ -58,35 +142,39 @@ class AgentServer:
         api_key_digest: str,
     ) -> None:
         self._device = device
+        self._batching: dict[str, Any] = {
+            "max_batch_size": max_batch_size,
+            "batch_wait_s": batch_wait_s,
+            "num_threads": num_threads,
+        }
         self._prefix_cache_mb = prefix_cache_mb
         self._api_key_digest = api_key_digest
         self._loaded: _Loaded | None = None
-        self._thread = ThreadPoolExecutor(
-            max_workers=1, initializer=torch.set_num_threads, initargs=(num_threads,)
-        )
-        self._generate.set_max_batch_size(max_batch_size)  # type: ignore[attr-defined]
-        self._generate.set_batch_wait_timeout_s(batch_wait_s)  # type: ignore[attr-defined]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_api(self, self._api_key_digest)
 
     async def reconfigure(self, model_spec: dict[str, Any]) -> None:
         """Load a model; requests that already wait are answered by the one they came for."""
-        self._loaded = await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._load, model_spec
-        )
+        old = self._loaded
+        self._loaded = await asyncio.to_thread(self._load, model_spec)
+        if old is not None:
+            old.thread.close()
 
     def _load(self, spec: dict[str, Any]) -> _Loaded:
         tokenizer = load_tokenizer(spec["model_dir"])
         model = load_model(spec["model_dir"], spec["dtype"])
         cast(torch.nn.Module, model).to(self._device)
+        max_length: int = spec["max_length"]
         generator = BatchGenerator(
-            model,
-            tokenizer,
-            max_length=spec["max_length"],
-            prefix_cache_mb=self._prefix_cache_mb,
+            model, tokenizer, max_length=max_length, prefix_cache_mb=self._prefix_cache_mb
         )
-        return _Loaded(spec["served_name"], Renderer(tokenizer, spec["max_length"]), generator)
+        return _Loaded(
+            name=spec["served_name"],
+            max_length=max_length,
+            renderer=Renderer(tokenizer, max_length),
+            thread=GenerationThread(generator, **self._batching),
+        )
 
     @property
     def model(self) -> str:
@@ -100,8 +188,8 @@ class AgentServer:
             prompt = loaded.renderer.render_prompt([m.to_message() for m in request.messages])
         except StepRayError as exc:
             raise ApiError(400, str(exc), param="messages") from exc
-        params = to_params(request, len(prompt), loaded.generator.max_length)
-        result = await self._generate(_Job(loaded, prompt, params))
+        params = to_params(request, len(prompt), loaded.max_length)
+        result = await loaded.thread.generate(prompt, params)
         return ChatAnswer(
             text=result.text,
             finish_reason=cast(Literal["stop", "length"], result.finish_reason),
@@ -110,26 +198,10 @@ class AgentServer:
             cached_tokens=result.cached_tokens,
         )
 
-    @serve.batch
-    async def _generate(self, jobs: list[_Job]) -> list[Generated]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _run_jobs, jobs)
-
     def _ready(self) -> _Loaded:
         if self._loaded is None:
             raise ApiError(503, "the model is being loaded", kind="server_error")
         return self._loaded
-
-
-def _run_jobs(jobs: list[_Job]) -> list[Generated]:
-    """Generate for a batch; jobs of two models meet only while one replaces the other."""
-    results: dict[int, Generated] = {}
-    for loaded in {id(job.loaded): job.loaded for job in jobs}.values():
-        places = [i for i, job in enumerate(jobs) if job.loaded is loaded]
-        answers = loaded.generator.generate(
-            [jobs[i].prompt for i in places], [jobs[i].params for i in places]
-        )
-        results.update(zip(places, answers, strict=True))
-    return [results[i] for i in range(len(jobs))]
 
 
 def to_params(request: ChatRequest, num_prompt: int, max_length: int) -> SamplingParams:

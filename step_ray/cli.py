@@ -180,6 +180,7 @@ def main() -> None:
     """Entry point: errors of step_ray become one line on stderr and an exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         app(standalone_mode=True)
     except StepRayError as exc:

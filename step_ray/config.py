@@ -5,6 +5,7 @@ connection; what needs that is checked by `pipeline.preflight`.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,10 @@ TASK_TYPES = (
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 )
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
+"""Names that are folders of a run."""
+BASE = "base"
+"""Name of the base agent among the models."""
 
 
 class Section(BaseModel):
@@ -243,7 +248,7 @@ class EvaluateConfig(Section):
     concurrency: int = Field(default=32, ge=1)
     """Episodes at once."""
     temperature: float = Field(default=0.0, ge=0)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """One pass over the tasks per seed (only useful with a temperature)."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
@@ -251,7 +256,7 @@ class EvaluateConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=f"^{NAME}$")
     """Name of the run folder under `output_dir`."""
     output_dir: str = "runs"
     seed: int = 0
@@ -278,14 +283,21 @@ class RunConfig(Section):
     def _arm_training_is_valid(self) -> "RunConfig":
         unknown = sorted(set(self.train_arm) - set(TrainConfig.model_fields))
         if unknown:
-            raise ValueError(f"train_arm: unknown key {unknown[0]!r}")
-        self.arm_train()
+            known = sorted(TrainConfig.model_fields)
+            raise ValueError(f"train_arm.{unknown[0]}: unknown key; use one of {known}")
+        try:
+            self.arm_train()
+        except ValidationError as exc:
+            raise ValueError(f"train_arm.{_first_fault(exc)}") from exc
         return self
 
     @model_validator(mode="after")
     def _arm_names_are_free(self) -> "RunConfig":
-        if "base" in self.arms:
-            raise ValueError("arms: the name 'base' is taken by the base agent; rename the arm")
+        for name in self.arms:
+            if name in (BASE, "student"):
+                raise ValueError(f"arms: the name {name!r} is taken; rename the arm")
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"arms: {name!r} is no folder name; use letters, digits and . _ -")
         return self
 
     def arm_train(self) -> TrainConfig:

@@ -1,13 +1,15 @@
 """Batched text generation on a Hugging Face causal language model.
 
 Takes prompts as token ids with one `SamplingParams` each, gives one `Generated` each. The rows of a
-batch are independent: each has its own length, temperature and random stream. Keys and values of
-past prompts are kept, so that the next turn of a conversation pays for its new tokens only. It
-never renders messages and never cuts a prompt.
+batch are independent: each has its own length, temperature and random stream, joins between two
+tokens of the others and leaves when it is done (continuous batching). Keys and values of past
+prompts are kept, so that the next turn of a conversation pays for its new tokens only. It never
+renders messages and never cuts a prompt.
 
 Shape suffixes: B rows, T new tokens, V vocabulary.
 """
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from step_ray.errors import ConfigError, ContextLengthError
-from step_ray.kvcache import BatchCache, PrefixCache
+from step_ray.kvcache import BatchCache, Layers, PrefixCache
 
 PREFILL_TOKENS = 2048
 """Most tokens (padding included) of one prompt pass; a single longer prompt goes alone."""
@@ -58,11 +60,13 @@ class Generated:
 class _Row:
     """A prompt in flight; the keys and values of `ids[:-1]` are in the batch cache."""
 
-    index: int
+    ticket: int
     ids: list[int]
     """The prompt and what was generated so far."""
     num_prompt: int
     num_cached: int
+    prefix: Layers
+    """Remembered keys and values, until they are loaded."""
     params: SamplingParams
     rng: random.Random
     text: str = ""
@@ -75,7 +79,9 @@ class _Row:
 
 
 class BatchGenerator:
-    """Generates for batches of prompts, one batch at a time; not thread-safe.
+    """Generates for a batch of prompts; not thread-safe.
+
+    Use `generate` for a whole batch, or `add` and `step` in turn where prompts come and go.
 
     Args:
         model: Full-attention causal language model; it is put into eval mode.
@@ -102,6 +108,9 @@ class BatchGenerator:
         self._ends = _end_tokens(model, tokenizer)
         self._cache = BatchCache(_num_full_attention_layers(model))
         self._prefixes = PrefixCache(prefix_cache_mb * 2**20)
+        self._tickets = itertools.count()
+        self._active: list[_Row] = []
+        """Unfinished rows, which are the first rows of the cache in this order."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
@@ -112,36 +121,61 @@ class BatchGenerator:
             ContextLengthError: a prompt leaves no room for a new token.
             ValueError: a prompt is empty or `max_tokens` is below 1.
         """
-        with torch.inference_mode():
-            rows = self._start(prompts, params)
-            self._prefill(rows)
-            self._decode(rows)
-        rows.sort(key=lambda row: row.index)
-        return [_finished(row) for row in rows]
+        assert not self._active, "generate: rows of add() are unfinished"
+        tickets = self.add(prompts, params)
+        results: dict[int, Generated] = {}
+        while self._active:
+            results.update(self.step())
+        return [results[ticket] for ticket in tickets]
 
-    def _start(
-        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
-    ) -> list[_Row]:
-        """Rows in cache order (most work first), with their remembered prefixes loaded."""
-        rows, found = [], {}
-        for index, (prompt, wish) in enumerate(zip(prompts, params, strict=True)):
+    @torch.inference_mode()
+    def add(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[int]:
+        """Let prompts join the batch, computed up to their last token.
+
+        Returns:
+            A ticket per prompt, by which `step` tells the answers apart.
+
+        Raises:
+            ContextLengthError, ValueError: see `generate`; then none of them has joined.
+        """
+        for prompt, wish in zip(prompts, params, strict=True):
             self._check(prompt, wish)
-            length, found[index] = self._prefixes.longest(prompt)
-            row = _Row(
-                index=index,
-                ids=list(prompt),
-                num_prompt=len(prompt),
-                num_cached=min(length, len(prompt) - 1),  # the last token is fed to get logits
-                params=wish,
-                rng=random.Random(wish.seed),
-            )
-            rows.append(row)
-        rows.sort(key=lambda row: row.num_cached - row.num_prompt)
-        self._cache.reserve(len(rows), max((row.num_prompt for row in rows), default=0))
-        for place, row in enumerate(rows):
-            if row.num_cached:
-                self._cache.load(place, found[row.index], row.num_cached)
-        return rows
+        rows = [self._row(*pair) for pair in zip(prompts, params, strict=True)]
+        tickets = [row.ticket for row in rows]
+        rows.sort(key=lambda row: row.num_cached - row.num_fed)  # most work first
+        first_row = len(self._active)
+        self._cache.reserve(first_row + len(rows), max((len(row.ids) for row in rows), default=0))
+        for place, row in enumerate(rows, start=first_row):
+            self._cache.load(place, row.prefix, row.num_cached)
+            row.prefix = []
+        self._prefill(first_row, rows)
+        self._active += rows
+        return tickets
+
+    def drop_all(self) -> None:
+        """Forget the unfinished rows, after `add` or `step` failed."""
+        self._active.clear()
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Generated]]:
+        """Append one token to every row; gives the rows that this finishes, with their tickets."""
+        active = self._active
+        if not active:
+            return []
+        tokens_BT = torch.tensor([[row.ids[-1]] for row in active])
+        positions_BT = torch.tensor([[row.num_fed] for row in active])
+        output = self._forward(0, tokens_BT, positions_BT, self._model)
+        chosen = choose_tokens(
+            output.logits[:, -1].float().cpu(),
+            [row.params for row in active],
+            [row.rng for row in active],
+        )
+        for row, token in zip(active, chosen, strict=True):
+            row.ids.append(token)
+            self._judge(row)
+        places = [place for place, row in enumerate(active) if row.finish_reason]
+        # from the back, so that the places still to come stay what they are
+        return [self._release(place) for place in reversed(places)]
 
     def _check(self, prompt: Sequence[int], wish: SamplingParams) -> None:
         if not prompt or wish.max_tokens < 1:
@@ -152,9 +186,21 @@ class BatchGenerator:
                 f"{self.max_length}; shorten it"
             )
 
-    def _prefill(self, rows: list[_Row]) -> None:
+    def _row(self, prompt: Sequence[int], wish: SamplingParams) -> _Row:
+        length, prefix = self._prefixes.longest(prompt)
+        return _Row(
+            ticket=next(self._tickets),
+            ids=list(prompt),
+            num_prompt=len(prompt),
+            num_cached=min(length, len(prompt) - 1),  # the last token is fed to get logits
+            prefix=prefix,
+            params=wish,
+            rng=random.Random(wish.seed),
+        )
+
+    def _prefill(self, first_row: int, rows: list[_Row]) -> None:
         """Compute keys and values of the prompts, all but the last token of each."""
-        for first, group in _prefill_groups(rows):
+        for offset, group in _prefill_groups(rows):
             size = max(row.num_fed - row.num_cached for row in group)
             starts = torch.tensor([[row.num_cached] for row in group])
             ends = torch.tensor([[row.num_fed] for row in group])
@@ -164,29 +210,7 @@ class BatchGenerator:
             for i, row in enumerate(group):
                 new = row.ids[row.num_cached : -1]
                 tokens_BT[i, : len(new)] = torch.tensor(new)
-            self._forward(first, tokens_BT, positions_BT, self._model.base_model)
-
-    def _decode(self, rows: list[_Row]) -> None:
-        """Append one token to every row until all are finished.
-
-        The unfinished rows are always the first ones of the cache; finished ones cost nothing.
-        """
-        active = list(rows)
-        while active:
-            tokens_BT = torch.tensor([[row.ids[-1]] for row in active])
-            positions_BT = torch.tensor([[row.num_fed] for row in active])
-            output = self._forward(0, tokens_BT, positions_BT, self._model)
-            chosen = choose_tokens(
-                output.logits[:, -1].float().cpu(),
-                [row.params for row in active],
-                [row.rng for row in active],
-            )
-            for row, token in zip(active, chosen, strict=True):
-                row.ids.append(token)
-                self._judge(row)
-            for place in reversed(range(len(active))):
-                if active[place].finish_reason:
-                    self._release(active, place)
+            self._forward(first_row + offset, tokens_BT, positions_BT, self._model.base_model)
 
     def _forward(
         self, first_row: int, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, module: Any
@@ -225,15 +249,21 @@ class BatchGenerator:
         if cuts:
             row.text, row.finish_reason = row.text[: min(cuts)], "stop"
 
-    def _release(self, active: list[_Row], place: int) -> None:
+    def _release(self, place: int) -> tuple[int, Generated]:
         """Remember a finished row and let the last active one take its place."""
-        row = active[place]
+        row, last = self._active[place], self._active.pop()
         if self._prefixes.max_bytes:
             self._prefixes.add(row.ids[:-1], self._cache.copy_row(place, row.num_fed))
-        last = active.pop()
         if last is not row:
-            self._cache.move(len(active), place, last.num_fed)
-            active[place] = last
+            self._cache.move(len(self._active), place, last.num_fed)
+            self._active[place] = last
+        answer = Generated(
+            ids=tuple(row.ids[row.num_prompt :]),
+            text=row.text,
+            finish_reason=row.finish_reason,
+            cached_tokens=row.num_cached,
+        )
+        return row.ticket, answer
 
 
 def choose_tokens(
@@ -270,7 +300,7 @@ def _nucleus(probs_BV: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
 
 
 def _prefill_groups(rows: list[_Row]) -> Iterator[tuple[int, list[_Row]]]:
-    """Neighbouring rows that fit one prompt pass together, with the place of the first.
+    """Neighbouring rows that fit one prompt pass together, with the offset of the first.
 
     Rows come with the most work first; a group takes no row with less than half of its first
     one's work, so at most half of a pass is padding.
@@ -289,15 +319,6 @@ def _prefill_groups(rows: list[_Row]) -> Iterator[tuple[int, list[_Row]]]:
             end += 1
         yield first, rows[first:end]
         first = end
-
-
-def _finished(row: _Row) -> Generated:
-    return Generated(
-        ids=tuple(row.ids[row.num_prompt :]),
-        text=row.text,
-        finish_reason=row.finish_reason,
-        cached_tokens=row.num_cached,
-    )
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -86,7 +86,8 @@ class BatchCache(Cache):
         """Make room for so many rows and columns; what the buffers hold is kept."""
         if num_rows <= self.num_rows and width <= self.width:
             return
-        self.num_rows = max(self.num_rows, num_rows)
+        # rows join one by one, so their number is doubled
+        self.num_rows = max(self.num_rows, 1 << (num_rows - 1).bit_length())
         self.width = max(self.width, -(-width // WIDTH_STEP) * WIDTH_STEP)
         for layer in self._layers:
             if layer.states:
@@ -100,8 +101,8 @@ class BatchCache(Cache):
         self.seen = (slice(first_row, end_row), slice(None), slice(0, width))
 
     def load(self, row: int, layers: Layers, length: int) -> None:
-        """Put the first `length` columns of a remembered prompt into a row."""
-        for layer, remembered in zip(self._layers, layers, strict=True):
+        """Put the first `length` columns of a remembered prompt (empty: none) into a row."""
+        for layer, remembered in zip(self._layers, layers, strict=bool(layers)):
             for state, old in zip(layer.states, remembered, strict=True):
                 state[row, :, :length] = old[:, :length]
 

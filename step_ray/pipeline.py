@@ -34,6 +34,7 @@ def preflight(config: RunConfig) -> list[Check]:
     """Look at all that can be known before any work: model, games, key, teacher endpoint."""
     from step_ray.collect import check_teacher_key
     from step_ray.llm import check_endpoint
+    from step_ray.react import load_prompt
     from step_ray.student import check_init
     from step_ray.tasks import games_dir
 
@@ -48,13 +49,19 @@ def preflight(config: RunConfig) -> list[Check]:
 
         make_env(config.env.name, engine=config.env.engine).close()
 
+    def prompts_are_known() -> None:
+        for version in (config.env.prompt, teacher.prompt):
+            load_prompt(version)
+
     checks: dict[str, Callable[[], object]] = {
-        f"student {config.student.init}": lambda: check_init(config.student.init),
         f"environment {config.env.name}": environment_is_known,
+        f"prompts {config.env.prompt}, {teacher.prompt}": prompts_are_known,
         f"games ({config.env.source})": lambda: games_dir(config),
     }
     if teacher.kind == "llm":
         checks[f"teacher {teacher.model} at {teacher.base_url}"] = teacher_answers
+    # last, because a hub id without a network is tried several times
+    checks[f"student {config.student.init}"] = lambda: check_init(config.student.init)
     return [_check(what, function) for what, function in checks.items()]
 
 
@@ -95,6 +102,7 @@ def run(
     if not _to_do(folder, chosen, redo):
         reporter.line("every stage is done already")
         return
+    _refuse_missing_needs(folder, chosen)
     for check in preflight(config):  # before the lock, which is a file: a wrong input leaves none
         if check.error:
             raise check.error
@@ -107,6 +115,18 @@ def run(
                     _run_stage(folder, stage, context, redo)
             finally:
                 context.stop_serving()
+
+
+def _refuse_missing_needs(folder: RunFolder, stages: Sequence[Stage]) -> None:
+    """Stages come in the order of the line, so a need among them is done when its turn is over."""
+    names = {stage.name for stage in stages}
+    for stage in stages:
+        missing = [n for n in stage.needs if n not in names and folder.state(n).status != DONE]
+        if missing:
+            raise RunStateError(
+                f"stage {stage.name} needs {', '.join(missing)};"
+                " run `step-ray run` or that stage first"
+            )
 
 
 def _to_do(folder: RunFolder, stages: Sequence[Stage], redo: bool) -> list[Stage]:
@@ -138,11 +158,6 @@ def _refusal(folder: RunFolder, stage: Stage, changes: Sequence[str]) -> str:
 
 
 def _run_stage(folder: RunFolder, stage: Stage, context: StageContext, redo: bool) -> None:
-    missing = [need for need in stage.needs if folder.state(need).status != DONE]
-    if missing:
-        raise RunStateError(
-            f"stage {stage.name} needs {', '.join(missing)}; run `step-ray run` or that stage first"
-        )
     settings = _settings(folder, stage)
     changes = folder.changes(stage.name, settings)
     if changes and not redo:

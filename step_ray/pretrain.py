@@ -9,7 +9,10 @@ knows the language of the games and clean play, and has never seen a mistake not
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
+
+from jinja2 import Template
 
 from step_ray.config import DatasetConfig, Recipe, ScratchConfig, TrainConfig
 from step_ray.dataset import Example, build_examples, write_examples
@@ -19,6 +22,7 @@ from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.llm import ChatModel
 from step_ray.render import Renderer
 from step_ray.rollout import EpisodeSettings, run_episode
+from step_ray.runinfo import run_info
 from step_ray.student import load_tokenizer, new_model, save_student, train_tokenizer
 from step_ray.teacher import ExpertStudent
 from step_ray.train import train
@@ -32,7 +36,7 @@ EXPLORE_PROMPT = "alfworld_explore"
 class PretrainPlan:
     """How the base is made; the defaults made the one that ships."""
 
-    num_games: int = 12_000
+    num_games: int = 6_000
     seed: int = 77
     size: str = "tiny"
     explore_every: int = 3
@@ -46,7 +50,7 @@ class PretrainPlan:
     max_length: int = 2048
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            epochs=2,
+            epochs=1,
             learning_rate=3e-3,
             weight_decay=0.01,
             batch_tokens=2048,
@@ -80,7 +84,7 @@ def make_base(
         save_student(start, model, tokenizer)
         on_progress("rendering")
         write_examples(examples, _examples(expert, explored, start, plan))
-    return train(
+    result = train(
         plan.train,
         examples_dir=examples,
         init=str(start),
@@ -89,8 +93,19 @@ def make_base(
         work_dir=work_dir / "train",
         seed=plan.seed,
         name="pretrain",
-        on_progress=lambda metrics: on_progress(str(metrics)),
+        on_progress=lambda metrics: on_progress(
+            f"step {metrics['step']}/{metrics['num_steps']}, loss {metrics['loss']:.3f}"
+        ),
     )
+    (output_dir / "README.md").write_text(model_card(plan, result), encoding="utf-8")
+    return result
+
+
+def model_card(plan: PretrainPlan, result: TrainResult) -> str:
+    """The README of the model folder: what it is made of, and the numbers of its training."""
+    template = resources.files("step_ray") / "templates" / "model_card.md.j2"
+    text = template.read_text(encoding="utf-8")
+    return Template(text).render(plan=plan, result=result, info=run_info())
 
 
 def play_corpus(plan: PretrainPlan, folder: Path) -> tuple[list[Trajectory], list[Trajectory]]:

@@ -24,7 +24,7 @@ from ray.serve.context import _get_global_client
 
 from step_ray.agent_server import AgentServer
 from step_ray.config import ServeConfig
-from step_ray.errors import ConfigError, EndpointError, boundary
+from step_ray.errors import ConfigError, EndpointError
 from step_ray.openai_api import key_digest
 from step_ray.student import check_init, resolve_init
 
@@ -222,10 +222,21 @@ def deploy(
         model=served_name,
         api_key=_api_key(args) if args.api_key_env else "none",
     )
-    with boundary(EndpointError, f"serve: {served_name!r} cannot be started"):
+    try:
         serve.run(app, name=APP_NAME, route_prefix="/")
+    except RuntimeError as exc:
+        fault = f"serve: {served_name!r} cannot be started: {_start_fault(str(exc))}"
+        raise EndpointError(fault) from exc
     endpoint.wait_until_served(timeout_s)
     return endpoint
+
+
+def _start_fault(message: str) -> str:
+    """Why the replicas failed: the last line of their traceback, which serve.run leaves out."""
+    app = serve.status().applications.get(APP_NAME)
+    details = [d.message for d in app.deployments.values()] if app else []
+    lines = "\n".join([message, *details]).strip().splitlines()
+    return lines[-1].strip()
 
 
 def _start_http(config: ServeConfig) -> str:

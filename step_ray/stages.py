@@ -9,12 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from step_ray.config import RunConfig
+from step_ray.config import BASE, RunConfig
 from step_ray.progress import Reporter
 from step_ray.types import Source, Trajectory
 
-BASE = "base"
-"""Name of the base agent among the models."""
 SPEED_ONLY = {"num_actors", "episodes_per_actor", "cpus_per_actor", "rows_per_shard"}
 """Settings of `collect` that change how fast, not what."""
 TRAIN_SPEED_ONLY = {"cpus_per_worker", "checkpoint_every", "max_failures"}

@@ -1,6 +1,7 @@
 """The served agent over real HTTP: one Serve instance, tiny random models."""
 
 import asyncio
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
@@ -11,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from step_ray.config import ScratchConfig, ServeConfig
-from step_ray.errors import ConfigError, ContextLengthError
+from step_ray.errors import ConfigError, ContextLengthError, EndpointError
 from step_ray.generation import BatchGenerator, SamplingParams
 from step_ray.llm import OpenAIChat, check_endpoint
 from step_ray.render import Renderer
@@ -217,3 +218,11 @@ def test_a_full_queue_is_503_with_retry_after(endpoint, folders):
     refused = [answer for answer in answers if answer.status_code == 503]
     assert {answer.status_code for answer in answers} == {200, 503}
     assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_load_are_an_endpoint_error_with_the_cause(endpoint, folders, tmp_path):
+    shutil.copytree(folders["one"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(EndpointError, match=r"^serve: 'broken' cannot be started: .*header"):
+        deploy(str(tmp_path), "broken", CONFIG, max_length=MAX_LENGTH)

@@ -121,6 +121,23 @@ def test_the_seed_decides_a_sampled_row(model, tokenizer):
     assert one.ids != other.ids
 
 
+def test_a_prompt_may_join_while_others_run(model, tokenizer):
+    engine = make(model, tokenizer, prefix_cache_mb=64)
+    long, late, last = prompts(40, 70, 3)
+    (first,) = engine.add([long], [SamplingParams(max_tokens=12)])
+    answers = [engine.step() for _ in range(5)]
+    second, third = engine.add([late, last], [SamplingParams(max_tokens=n) for n in (3, 9)])
+    answers += [engine.step() for _ in range(9)]
+    ended = {ticket: i for i, done in enumerate(answers) for ticket, _ in done}
+    assert ended == {first: 11, second: 7, third: 13}
+    got = {ticket: answer.ids for done in answers for ticket, answer in done}
+    assert got == {
+        first: hf_greedy(model, long, 12),
+        second: hf_greedy(model, late, 3),
+        third: hf_greedy(model, last, 9),
+    }
+
+
 def test_an_end_token_of_the_generation_config_ends_a_row(model, tokenizer):
     (prompt,) = prompts(20)
     free = hf_greedy(model, prompt, 10)

@@ -1,0 +1,190 @@
+"""Episodes on Ray Data: every id once, errors are rows, budgets hold, kills lose nothing."""
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from step_ray.collect import run_episodes
+from step_ray.config import TeacherConfig
+from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
+from step_ray.errors import EnvError
+from step_ray.rollout import EpisodeSettings, trajectory_id
+from step_ray.runner import Address, EpisodePlan
+from step_ray.store import read_rows, read_trajectories
+from step_ray.tasks import read_tasks, write_tasks
+from step_ray.types import Source, StopReason, Task
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = EpisodePlan(
+    source=Source.EXPERT,
+    settings=EpisodeSettings(prompt="alfworld_short"),
+    env="alfworld",
+    num_actors=1,
+    episodes_per_actor=2,
+    rows_per_shard=1,
+)
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """Six games, one of each type."""
+    spec = GeneratorSpec(seed=0, split="train", num_games=6, size="tiny")
+    return [
+        Task(
+            task_id=f"alfworld/train/{number}",
+            env="alfworld",
+            split="train",
+            goal="",
+            task_type=path.parents[1].name.partition("-")[0],
+            params={"game": str(path)},
+        )
+        for number, path in enumerate(generate_games(spec, tmp_path_factory.mktemp("games")))
+    ]
+
+
+def ids(tasks, seeds=(0,), source=Source.EXPERT):
+    return sorted(trajectory_id(task.task_id, source, seed) for task in tasks for seed in seeds)
+
+
+def on_disk(folder):
+    """How often each id is in the shards, whatever readers make of it."""
+    shards = [p for p in folder.glob("*.parquet") if not p.name.startswith(".")]
+    return Counter(
+        row for shard in shards for row in pq.read_table(shard)["trajectory_id"].to_pylist()
+    )
+
+
+@pytest.fixture(scope="module")
+def golden(ray_cluster, tasks, tmp_path_factory):
+    """Every game once per seed: folder, summary and what was reported on the way."""
+    folder, seen = tmp_path_factory.mktemp("golden"), []
+    summary = run_episodes(tasks, PLAN, folder, seeds=(0, 1), on_episode=seen.append)
+    return folder, summary, seen
+
+
+def test_the_expert_wins_every_game_once_per_seed(golden, tasks):
+    folder, summary, seen = golden
+    assert on_disk(folder) == Counter(ids(tasks, seeds=(0, 1)))
+    assert sorted(t.trajectory_id for t in seen) == ids(tasks, seeds=(0, 1))
+    assert (summary.num_episodes, summary.num_success, summary.num_resumed) == (12, 12, 0)
+    assert (summary.num_errors, summary.stop_reasons) == (0, {"success": 12})
+    assert (summary.teacher_calls, summary.retries) == (0, 0)
+    trajectories = read_trajectories(folder)
+    assert summary.num_steps == sum(len(t.steps) for t in trajectories)
+    assert {t.task.task_id: t.task for t in trajectories} == {t.task_id: t for t in tasks}
+    assert {t.engine for t in trajectories} == {"alfworld/native"}
+
+
+def test_a_second_start_plays_only_what_is_missing(golden, tasks, tmp_path):
+    folder = shutil.copytree(golden[0], tmp_path / "copy")
+    lost, *kept = sorted(folder.glob("*.parquet"))
+    missing = pq.read_table(lost)["trajectory_id"].to_pylist()
+    lost.unlink()
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    seen = []
+    summary = run_episodes(tasks, PLAN, folder, seeds=(0, 1), on_episode=seen.append)
+    assert on_disk(folder) == Counter(ids(tasks, seeds=(0, 1)))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    pending = read_rows(folder / "manifest" / "pending.parquet")
+    assert [f"{row['task_id']}#expert#{row['seed']}" for row in pending] == missing
+    assert (summary.num_episodes, summary.num_resumed, len(seen)) == (12, 11, 12)
+
+
+def test_where_nothing_is_missing_nothing_is_written(golden, tasks, tmp_path):
+    folder = shutil.copytree(golden[0], tmp_path / "copy")
+    before = sorted(folder.rglob("*"))
+    summary = run_episodes(tasks[:3], PLAN, folder)
+    assert (summary.num_episodes, summary.num_resumed) == (3, 3)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_error_is_a_row_and_is_tried_again(tasks, tmp_path):
+    game = tmp_path / "game.tw-pddl"
+    broken = replace(tasks[0], params={"game": str(game)})
+    mixed, out = [broken, *tasks[1:3]], tmp_path / "out"
+    summary = run_episodes(mixed, PLAN, out)
+    assert (summary.num_errors, summary.num_success) == (1, 2)
+    (error,) = [t for t in read_trajectories(out) if t.stop_reason is StopReason.ENV_ERROR]
+    assert error.task == broken
+    assert error.error == f"alfworld/train/0: the game file '{game}' is missing"
+
+    shutil.copy(tasks[0].params["game"], game)
+    summary = run_episodes(mixed, PLAN, out)
+    assert (summary.num_errors, summary.num_success, summary.num_resumed) == (0, 3, 2)
+    assert [t.trajectory_id for t in read_trajectories(out)] == ids(mixed)
+
+
+def test_a_stage_in_which_every_episode_fails_is_an_error_that_quotes_the_first(tasks, tmp_path):
+    nobody = Address(base_url="http://127.0.0.1:9/v1", model="m")
+    plan = replace(
+        PLAN,
+        source=Source.STUDENT,
+        student=nobody,
+        settings=replace(PLAN.settings, step_timeout_s=0.01),
+    )
+    with pytest.raises(
+        EnvError, match=r"^all 2 episodes failed; first: llm_error: student m: Time"
+    ):
+        run_episodes(tasks[:2], plan, tmp_path)
+    assert on_disk(tmp_path) == Counter(ids(tasks[:2], source=Source.STUDENT))
+
+
+def test_a_budget_of_teacher_calls_holds_for_all_actors_and_after_a_restart(tasks, tmp_path):
+    plan = replace(
+        PLAN, num_actors=2, source=Source.SELF_REFLECTED, teacher=TeacherConfig(max_calls=12)
+    )
+    summary = run_episodes(tasks, plan, tmp_path)
+    assert summary.teacher_calls == 12
+    assert summary.stop_reasons["budget"] >= 1
+    assert set(summary.stop_reasons) <= {"budget", "success"}
+    lines = {t.error for t in read_trajectories(tmp_path) if t.stop_reason is StopReason.BUDGET}
+    assert lines == {"teacher.max_calls: 12 calls are spent; raise it"}
+
+    more = [replace(tasks[0], task_id="alfworld/train/more")]
+    summary = run_episodes([*tasks, *more], plan, tmp_path)
+    assert (summary.num_episodes, summary.num_resumed, summary.teacher_calls) == (7, 6, 12)
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from step_ray.collect import run_episodes
+from step_ray.config import RayConfig
+from step_ray.raysetup import connected
+from step_ray.tasks import read_tasks
+sys.path.insert(0, sys.argv[1])
+from test_collect import PLAN
+
+def slowly(trajectory):
+    print(trajectory.trajectory_id, flush=True)
+    time.sleep(0.5)
+
+with connected(RayConfig(num_cpus=4, object_store_mb=100)):
+    run_episodes(read_tasks(Path(sys.argv[2])), PLAN, Path(sys.argv[3]), on_episode=slowly)
+"""
+
+
+def test_a_killed_driver_leaves_whole_shards_and_a_second_start_finishes(tasks, tmp_path):
+    many = [replace(task, task_id=f"{task.task_id}-{i}") for task in tasks for i in range(3)]
+    manifest, out = tmp_path / "tasks.parquet", tmp_path / "out"
+    write_tasks(manifest, many)
+    assert read_tasks(manifest) == many
+    command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(manifest), str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as driver:
+        announced = [driver.stdout.readline().strip() for _ in range(3)]
+        driver.kill()
+    survived = on_disk(out)
+    assert set(survived.values()) == {1}
+    assert set(announced[:2]) <= set(survived) < set(ids(many))
+
+    summary = run_episodes(many, PLAN, out)
+    assert on_disk(out) == Counter(ids(many))
+    assert summary.num_resumed == len(survived)
+    assert summary.num_success == len(many) == 18

@@ -1,0 +1,336 @@
+"""The command line: a wrong input is one clear line, exit code 2, and nothing on disk."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from step_ray import __version__
+from step_ray.cli import main
+from step_ray.config import ScratchConfig, load_config
+from step_ray.envs.alfworld.env import AlfworldEnv
+from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
+from step_ray.errors import ConfigError, DataError, TemplateError
+from step_ray.progress import Reporter
+from step_ray.rollout import EpisodeSettings, run_episode
+from step_ray.runfolder import RunFolder
+from step_ray.stages import StageContext, build_stages
+from step_ray.store import write_shard
+from step_ray.student import CHAT_TEMPLATE, new_model, save_student, train_tokenizer
+from step_ray.teacher import ExpertStudent
+from step_ray.types import Source, StopReason, Task
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def step_ray(tmp_path, monkeypatch, capsys):
+    """Runs a command in an empty folder; gives exit code, stdout and the lines of stderr."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["step-ray", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return caught.value.code or 0, out, err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a config; keys given replace those of a small run that needs no model."""
+
+    def write(**sections):
+        path = tmp_path / "config.yaml"
+        data = {"name": "r", "student": {"init": "scratch"}} | sections
+        path.write_text(yaml.safe_dump(data))
+        return path
+
+    return write
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def refusal(outcome):
+    """The one line of a refused command that has written nothing."""
+    code, out, lines = outcome
+    assert (code, out, len(lines)) == (2, "", 1)
+    assert list(Path.cwd().iterdir()) == []
+    assert lines[0].startswith("step-ray: ")
+    return lines[0].removeprefix("step-ray: ")
+
+
+# Wrong input, seen before any work
+
+
+def test_an_unknown_key(step_ray, config):
+    path = config(train={"lr": 1})
+    assert refusal(step_ray("run", path)).startswith("train.lr: unknown key; use one of ['auto")
+
+
+def test_an_unknown_key_in_an_override(step_ray, config):
+    assert refusal(step_ray("run", config(), "--set", "seeds=1")).startswith("seeds: unknown key")
+
+
+def test_a_missing_config_file(step_ray):
+    assert refusal(step_ray("run", "no.yaml")) == (
+        "config: 'no.yaml' cannot be read (No such file or directory)"
+    )
+
+
+def test_a_missing_alfworld_folder(step_ray, config, tmp_path):
+    games = tmp_path / "games"
+    path = config(env={"source": "official", "data_dir": str(games)})
+    assert refusal(step_ray("run", path)) == (
+        f"env.data_dir: '{games}' holds no json_2.1.1; run alfworld-download or mend it"
+    )
+
+
+def test_an_alfworld_variable_that_is_not_set(step_ray, config, monkeypatch):
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    assert refusal(step_ray("run", config(env={"source": "official"}))) == (
+        "env.data_dir: '${ALFWORLD_DATA}' names a variable that is not set; export it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("init", "line"),
+    [
+        ("./nowhere", "'./nowhere' holds no config.json; give a model folder"),
+        ("/no/such/model", "'/no/such/model' holds no config.json; give a model folder"),
+        ("builtin:huge", "'builtin:huge' is not shipped with this version"),
+    ],
+)
+def test_a_wrong_model_path(step_ray, config, init, line):
+    path = config(student={"init": init})
+    assert refusal(step_ray("run", path)) == f"student.init: {line}"
+
+
+def test_an_unreachable_teacher(step_ray, config, monkeypatch):
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    path = config(teacher={"kind": "llm", "base_url": url, "model": "m", "api_key_env": "MY_KEY"})
+    monkeypatch.setenv("MY_KEY", "any")
+    assert refusal(step_ray("run", path)) == (
+        f"teacher.base_url: '{url}' cannot be reached; start the server or mend the URL"
+    )
+
+
+@pytest.mark.parametrize("key", [None, ""])
+def test_a_teacher_without_key(step_ray, config, monkeypatch, key):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("MY_KEY", key)
+    teacher = {"kind": "llm", "base_url": "http://h/v1", "model": "m", "api_key_env": "MY_KEY"}
+    assert refusal(step_ray("run", config(teacher=teacher))) == (
+        "teacher.api_key_env: 'MY_KEY' is not set; export the key"
+    )
+
+
+@pytest.mark.parametrize("key", ["env.prompt", "teacher.prompt"])
+def test_an_unknown_prompt(step_ray, config, key):
+    line = refusal(step_ray("run", config(), "--set", f"{key}=v9"))
+    assert line.startswith("prompt: 'v9' is not a known prompt version; use one of ['alf")
+
+
+def test_an_unknown_environment(step_ray, config):
+    line = refusal(step_ray("run", config(env={"name": "kitchen"})))
+    assert line == "env.name: 'kitchen' is not known; use one of ['alfworld']"
+
+
+@pytest.mark.parametrize("command", ["dataset", "train", "evaluate"])
+def test_an_unknown_arm(step_ray, config, command):
+    assert refusal(step_ray(command, config(), "--arm", "steps")) == (
+        "--arm: 'steps' is not an arm; use one of ['base', 'golden_only', 'step', 'step_no_mask']"
+    )
+
+
+def test_a_report_without_a_run(step_ray, config):
+    assert refusal(step_ray("report", config())) == (
+        "name: there is no run in 'runs/r'; start it with `step-ray run`"
+    )
+
+
+def test_showing_what_is_not_there(step_ray):
+    assert refusal(step_ray("show", "nowhere")) == (
+        "trajectories: no folder 'nowhere'; collect first or give another"
+    )
+
+
+# A run folder that holds other work
+
+
+def done_tasks(path, **settings):
+    """A run folder in which the stage `tasks` is done."""
+    resolved = load_config(path)
+    stage = build_stages(resolved)[0]
+    RunFolder(resolved.run_dir).finish(
+        "tasks", {**stage.settings, **settings, "needs": {}}, {}, seconds=1.0
+    )
+    return resolved.run_dir
+
+
+def test_a_changed_key_is_refused_and_named(step_ray, config):
+    folder = done_tasks(config())
+    before = sorted(folder.rglob("*"))
+    code, out, lines = step_ray("run", config(), "--set", "tasks.num_eval=7")
+    assert (code, out) == (2, "")
+    assert lines == [
+        "step-ray: run folder 'runs/r': stage tasks was made with other settings"
+        " (tasks.num_eval was 100, is 7); take another name, or --redo to make it again"
+    ]
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_stage_whose_needs_are_not_done_is_refused_before_ray_starts(step_ray, config):
+    assert refusal(step_ray("train", config(), "--arm", "step")) == (
+        "stage train:step needs dataset:step, train:base; run `step-ray run` or that stage first"
+    )
+
+
+# What only a running stage can see; the stage is called without Ray
+
+
+BROKEN_TEMPLATE = CHAT_TEMPLATE.replace(
+    "m['content']", "m['content'] if loop.last else m['content'].split('Action:')[-1]"
+)
+"""Renders earlier answers without their thought, as some reasoning models do."""
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    """One trajectory of the expert."""
+    spec = GeneratorSpec(
+        seed=0,
+        split="train",
+        num_games=1,
+        size="tiny",
+        task_types=("pick_clean_then_place_in_recep",),
+    )
+    (path,) = generate_games(spec, tmp_path_factory.mktemp("games"))
+    task = Task(task_id="t", env="alfworld", split="train", goal="", params={"game": str(path)})
+    return asyncio.run(
+        run_episode(
+            task,
+            AlfworldEnv(),
+            ExpertStudent("alfworld"),
+            settings=EpisodeSettings(prompt="alfworld_short"),
+            source=Source.EXPERT,
+        )
+    )
+
+
+def build_base_dataset(path, trajectory, tmp_path, template=CHAT_TEMPLATE):
+    tokenizer = train_tokenizer([step.text for step in trajectory.steps], 300)
+    tokenizer.chat_template = template
+    shape = ScratchConfig(vocab_size=300, hidden_size=16, num_layers=1, num_heads=2)
+    model = new_model(tokenizer, shape, max_length=4096, seed=0)
+    save_student(tmp_path / "model", model, tokenizer)
+    resolved = load_config(path, [f"student.init={tmp_path / 'model'}", f"output_dir={tmp_path}"])
+    write_shard(resolved.run_dir / "trajectories" / "golden", [trajectory])
+    (stage,) = [s for s in build_stages(resolved) if s.name == "dataset:base"]
+    return stage.run(StageContext(resolved, Reporter()))
+
+
+def test_a_dataset_is_built_without_ray(config, golden, tmp_path):
+    summary = build_base_dataset(config(), golden, tmp_path)
+    assert (summary["num_examples"], summary["num_masked_tokens"]) == (1, 0)
+    assert (tmp_path / "r" / "datasets" / "base" / "summary.json").is_file()
+
+
+def test_a_template_that_breaks_the_prefix_rule_is_refused(config, golden, tmp_path):
+    with pytest.raises(TemplateError) as caught:
+        build_base_dataset(config(), golden, tmp_path, template=BROKEN_TEMPLATE)
+    assert caught.value.exit_code == 2
+    assert str(caught.value).startswith("chat template: ")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "r" / "datasets").exists()
+
+
+def test_an_empty_dataset_is_refused(config, golden, tmp_path):
+    lost = replace(golden, success=False, stop_reason=StopReason.MAX_STEPS)
+    with pytest.raises(DataError) as caught:
+        build_base_dataset(config(), lost, tmp_path)
+    assert caught.value.exit_code == 2
+    assert str(caught.value) == (
+        "dataset: no training examples (golden: 1 trajectories, 1 not successful); collect more"
+        " tasks, raise student.max_length or set dataset.keep: all"
+    )
+    assert not (tmp_path / "r" / "datasets").exists()
+
+
+# What works without a run
+
+
+def test_a_dry_run_shows_plan_and_faults_and_writes_nothing(step_ray, config, tmp_path):
+    path = config(student={"init": "./nowhere"}, env={"source": "official", "data_dir": "games"})
+    code, out, lines = step_ray("run", path, "--dry-run")
+    assert (code, lines) == (0, [])
+    assert list(Path.cwd().iterdir()) == []
+    assert "stage     evaluate:step_no_mask\nstage     report\n" in out
+    assert "tasks     300 expert (U1), 300 collect (U2), 100 evaluate (valid_unseen) x 1" in out
+    assert "MISSING   student.init: './nowhere' holds no config.json; give a model folder" in out
+    assert "MISSING   env.data_dir: 'games' holds no json_2.1.1;" in out
+    assert "ready     environment alfworld\n" in out
+
+
+def test_the_printed_plan_is_the_resolved_config(step_ray, config):
+    _, out, _ = step_ray("run", config(), "--set", "train.epochs=9", "--dry-run")
+    plan = yaml.safe_load(out.partition("\nstage ")[0])
+    assert (plan["name"], plan["train"]["epochs"], plan["teacher"]["kind"]) == ("r", 9, "oracle")
+
+
+def test_the_version(step_ray):
+    assert step_ray("version") == (0, f"{__version__}\n", [])
+
+
+def test_a_config_error_has_exit_code_2_in_a_process_of_its_own(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "--config", "no.yaml", "--redo"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (ConfigError.exit_code, "")
+    assert done.stderr == (
+        "step-ray: config: 'no.yaml' cannot be read (No such file or directory)\n"
+    )
+
+
+def test_ctrl_c_says_how_to_go_on():
+    code = (
+        "import sys; from step_ray import cli\n"
+        "@cli.app.command()\n"
+        "def wait(): raise KeyboardInterrupt\n"
+        "sys.argv = ['step-ray', 'wait']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "step-ray: interrupted; the same command goes on from here\n"
+
+
+def test_every_job_runs_a_command_of_the_command_line():
+    from step_ray.cli import app
+
+    commands = {info.name or info.callback.__name__ for info in app.registered_commands}
+    called = {
+        line.partition('run_as_job("')[2].partition('"')[0]
+        for path in (ROOT / "jobs").glob("*.py")
+        for line in path.read_text().splitlines()
+        if 'run_as_job("' in line
+    }
+    assert called
+    assert called <= commands

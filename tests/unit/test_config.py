@@ -1,0 +1,203 @@
+"""Configurations: the shipped ones parse, wrong ones name the key, nothing heavy is loaded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from step_ray.config import expand_path, load_config, parse_config
+from step_ray.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+
+
+def fault(data, *, name="r"):
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"name": name} | data)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def written(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+# What is shipped
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_config_parses_and_is_named_like_its_file(path):
+    assert load_config(path).name == path.stem
+
+
+def test_there_are_shipped_configs():
+    assert {"demo", "alfworld_llama2_7b"} <= {path.stem for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_resolved_config_can_be_read_back(path):
+    config = load_config(path)
+    plain = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
+    assert parse_config(plain) == config
+
+
+def test_defaults_compare_golden_only_with_step_and_with_step_without_mask():
+    config = parse_config({"name": "r"})
+    assert list(config.arms) == ["golden_only", "step", "step_no_mask"]
+    assert config.run_dir == Path("runs/r")
+
+
+# What is wrong
+
+
+def test_an_unknown_key_is_named_with_the_known_ones():
+    line = fault({"train": {"lr": 1e-3}})
+    assert line.startswith("train.lr: unknown key; use one of ['autocast', 'batch_tokens',")
+    assert "'learning_rate'" in line
+    assert fault({"models": 1}).startswith("models: unknown key; use one of ['arms', 'collect',")
+
+
+def test_an_unknown_key_of_an_arm_is_named():
+    line = fault({"arms": {"a": {"mask": True}}})
+    assert line.startswith("arms.a.mask: unknown key; use one of ['error_steps', 'golden',")
+
+
+def test_an_unknown_key_two_levels_down_is_named():
+    line = fault({"student": {"scratch": {"width": 8}}})
+    assert line.startswith("student.scratch.width: unknown key; use one of ['hidden_size',")
+
+
+def test_arms_train_with_their_own_settings():
+    config = parse_config({"name": "r", "train": {"epochs": 2}, "train_arm": {"learning_rate": 1}})
+    assert (config.train.epochs, config.arm_train().epochs) == (2, 2)
+    assert (config.train.learning_rate, config.arm_train().learning_rate) == (1e-3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1"),
+        ({"train": {"epochs": "many"}}, "train.epochs: Input should be a valid integer"),
+        ({"train": None}, "train: Input should be a valid dictionary"),
+        ({"teacher": {"kind": "human"}}, "teacher.kind: Input should be 'oracle' or 'llm'"),
+        ({"teacher": {"kind": "llm", "model": "m"}}, "teacher: teacher.kind is 'llm': give"),
+        ({"serve": {"port": 70000}}, "serve.port: Input should be less than or equal to 65535"),
+        ({"evaluate": {"seeds": []}}, "evaluate.seeds: Tuple should have at least 1 item"),
+        ({"train_arm": {"lr": 1}}, "train_arm.lr: unknown key; use one of ['autocast',"),
+        ({"train_arm": {"epochs": 0}}, "train_arm.epochs: Input should be greater than"),
+        ({"arms": {"base": {}}}, "arms: the name 'base' is taken; rename the arm"),
+        ({"arms": {"student": {}}}, "arms: the name 'student' is taken; rename the arm"),
+        ({"arms": {"../x": {}}}, "arms: '../x' is no folder name; use letters, digits and . _ -"),
+        ({"name": "../x"}, "name: String should match pattern"),
+    ],
+)
+def test_a_bad_value_is_named(data, line):
+    assert fault(data).startswith(line)
+
+
+def test_the_value_and_the_number_of_further_faults_are_shown():
+    line = fault({"train": {"epochs": 0, "learning_rate": -1, "num_workers": 0}})
+    assert line.endswith("(value: 0) (and 2 more)")
+
+
+def test_a_missing_name_is_named():
+    with pytest.raises(ConfigError, match=r"^name: Field required"):
+        parse_config({})
+
+
+# Files and overrides
+
+
+def test_overrides_are_laid_over_the_file_in_order(tmp_path):
+    path = written(tmp_path, "name: r\ntrain: {epochs: 2}\n")
+    overrides = ["train.epochs=3", "train.epochs=4", "env.max_steps=7", "evaluate.seeds=[1, 2]"]
+    config = load_config(path, [*overrides, "teacher.max_calls=null", "env.generator.size=tiny"])
+    assert (config.train.epochs, config.env.max_steps) == (4, 7)
+    assert (config.evaluate.seeds, config.teacher.max_calls) == ((1, 2), None)
+    assert config.env.generator.size == "tiny"
+
+
+def test_an_override_may_hold_an_equals_sign(tmp_path):
+    path = written(tmp_path, "name: r\n")
+    assert load_config(path, ["teacher.base_url=http://h/v1?a=b"]).teacher.base_url == (
+        "http://h/v1?a=b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("epochs", "override: 'epochs' is not of the form a.b=value"),
+        ("=3", "override: '=3' is not of the form a.b=value"),
+        ("seed.x=3", "override: 'seed.x' goes through 'seed', which is no section"),
+        ("seed=[1", "override: 'seed=[1': the value is not valid YAML"),
+        ("train.lr=3", "train.lr: unknown key"),
+    ],
+)
+def test_a_bad_override_is_named(tmp_path, override, line):
+    path = written(tmp_path, "name: r\nseed: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: [r\n", "is not valid YAML: "),
+        ("", "must be a mapping of keys, see jobs/configs"),
+        ("- name\n", "must be a mapping of keys, see jobs/configs"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path, text, line):
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"config: '{path}' {line}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be read \(No such file or directory\)$"):
+        load_config(tmp_path / "no.yaml")
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)$"):
+        load_config(tmp_path)
+
+
+def test_a_variable_in_a_path_is_expanded_or_missed(monkeypatch):
+    monkeypatch.setenv("STEP_RAY_TEST_DIR", "/games")
+    assert expand_path("env.data_dir", "${STEP_RAY_TEST_DIR}/a") == Path("/games/a")
+    monkeypatch.delenv("STEP_RAY_TEST_DIR")
+    with pytest.raises(ConfigError) as caught:
+        expand_path("env.data_dir", "${STEP_RAY_TEST_DIR}/a")
+    assert str(caught.value) == (
+        "env.data_dir: '${STEP_RAY_TEST_DIR}/a' names a variable that is not set; export it"
+    )
+
+
+def test_the_home_folder_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand_path("env.data_dir", "~/games") == Path("/home/me/games")
+
+
+# Imports
+
+
+@pytest.mark.parametrize(
+    "module", ["step_ray", "step_ray.types", "step_ray.config", "step_ray.cli"]
+)
+def test_importing_loads_neither_ray_nor_torch(module):
+    code = (
+        f"import sys, {module}\n"
+        "heavy = {'ray', 'torch', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

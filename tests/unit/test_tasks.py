@@ -1,0 +1,179 @@
+"""Task lists: disjoint, stable, and no evaluation game among the training games."""
+
+import json
+import shutil
+
+import pytest
+
+from step_ray.config import parse_config
+from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
+from step_ray.errors import ConfigError, DataError
+from step_ray.tasks import build_tasks, games_dir, list_tasks, make_games, read_tasks, write_tasks
+
+SIMPLE = "pick_and_place_simple"
+
+
+def config(folder, *, num=(4, 3, 3), seed=0, source="official", **env):
+    num_expert, num_collect, num_eval = num
+    return parse_config(
+        {
+            "name": "r",
+            "seed": seed,
+            "output_dir": str(folder / "runs"),
+            "env": {
+                "source": source,
+                "data_dir": str(folder / "data"),
+                "generator": {"size": "tiny"},
+                **env,
+            },
+            "tasks": {"num_expert": num_expert, "num_collect": num_collect, "num_eval": num_eval},
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder like ALFWORLD_DATA: 12 training games, 6 held-out ones."""
+    for split, num_games in (("train", 12), ("valid_unseen", 6)):
+        generate_games(
+            GeneratorSpec(seed=0, split=split, num_games=num_games, size="tiny"), tmp_path / "data"
+        )
+    return tmp_path
+
+
+def split_dir(folder, split):
+    return folder / "data" / "json_2.1.1" / split
+
+
+def ids(tasks):
+    return [task.task_id for task in tasks]
+
+
+def plant(folder, game, *, name):
+    """Copy the folder of a game into the training split."""
+    target = split_dir(folder, "train") / name / "trial_T1"
+    shutil.copytree(game.parent, target)
+    return target / "game.tw-pddl"
+
+
+def held_out_game(folder, number=0):
+    return sorted(split_dir(folder, "valid_unseen").glob("*/*/game.tw-pddl"))[number]
+
+
+def test_the_lists_have_the_sizes_asked_for_and_share_nothing(folder):
+    lists = build_tasks(config(folder))
+    assert [len(x) for x in (lists.expert, lists.collect, lists.evaluate)] == [4, 3, 3]
+    assert len({*ids(lists.expert), *ids(lists.collect), *ids(lists.evaluate)}) == 10
+    assert {task.split for task in (*lists.expert, *lists.collect)} == {"train"}
+    assert {task.split for task in lists.evaluate} == {"valid_unseen"}
+    assert lists.num_duplicates == 0
+
+
+def test_an_id_is_split_game_and_trial(folder):
+    path = held_out_game(folder)
+    task = list_tasks(config(folder), "valid_unseen")[0]
+    game, trial = path.parts[-3:-1]
+    assert task.task_id == f"alfworld/valid_unseen/{game}/{trial}"
+    assert task.task_type == game.partition("-")[0]
+    assert (task.env, task.params) == ("alfworld", {"game": str(path)})
+
+
+def test_the_lists_do_not_depend_on_where_the_games_lie(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("movable")
+    shutil.copytree(folder / "data", other / "data")
+    here, there = build_tasks(config(folder)), build_tasks(config(other))
+    for name in ("expert", "collect", "evaluate"):
+        assert ids(getattr(here, name)) == ids(getattr(there, name))
+
+
+def test_another_seed_deals_other_lists(folder):
+    one, two = (build_tasks(config(folder, seed=seed)) for seed in (1, 2))
+    assert ids(one.expert) != ids(two.expert)
+
+
+def test_more_expert_games_keep_those_that_were_there(folder):
+    few, many = build_tasks(config(folder)), build_tasks(config(folder, num=(6, 3, 3)))
+    assert ids(many.expert)[:4] == ids(few.expert)
+
+
+def test_a_training_game_with_the_content_of_a_held_out_one_is_left_out_and_counted(folder):
+    every = config(folder, num=(6, 6, 6))
+    plant(folder, held_out_game(folder, 0), name=f"{SIMPLE}-Copy-None-Shelf-1")
+    plant(folder, held_out_game(folder, 1), name=f"{SIMPLE}-Copy-None-Shelf-2")
+    lists = build_tasks(every)
+    assert lists.num_duplicates == 2
+    assert not [name for name in ids((*lists.expert, *lists.collect)) if "Copy" in name]
+
+
+def test_a_copy_with_other_object_ids_is_still_a_copy(folder):
+    path = plant(folder, held_out_game(folder), name=f"{SIMPLE}-Copy-None-Shelf-1")
+    game = json.loads(path.read_text())
+    game["pddl_problem"] = game["pddl_problem"].replace("_bar_", "_bar__plus_")
+    path.write_text(json.dumps(game))
+    assert build_tasks(config(folder, num=(6, 6, 6))).num_duplicates == 1
+
+
+@pytest.mark.parametrize(
+    ("num", "line"),
+    [
+        ((4, 3, 7), "tasks.num_eval: 7 asked for, 6 games there; lower it"),
+        (
+            (8, 5, 6),
+            "tasks.num_expert + tasks.num_collect: 13 asked for, 12 games there; lower them",
+        ),
+    ],
+)
+def test_too_few_games_are_refused(folder, num, line):
+    with pytest.raises(ConfigError) as caught:
+        build_tasks(config(folder, num=num))
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("word", ["movable", "Sliced"])
+def test_games_that_alfworld_leaves_out_are_left_out(folder, word):
+    plant(folder, held_out_game(folder), name=f"{SIMPLE}-{word}-None-Shelf-1")
+    assert len(list_tasks(config(folder), "train")) == 12
+
+
+def test_only_the_task_types_asked_for_are_listed(folder):
+    tasks = list_tasks(config(folder, task_types=[SIMPLE]), "train")
+    assert (len(tasks), {task.task_type for task in tasks}) == (2, {SIMPLE})
+
+
+def test_a_broken_game_is_named(folder):
+    path = held_out_game(folder)
+    path.write_text('{"pddl_problem": ')
+    with pytest.raises(DataError) as caught:
+        build_tasks(config(folder, num=(4, 3, 6)))
+    assert str(caught.value) == f"game '{path}' cannot be read; remove or replace it"
+
+
+def test_a_missing_split_is_named(folder):
+    shutil.rmtree(split_dir(folder, "valid_unseen"))
+    with pytest.raises(ConfigError, match=r"^tasks: the folder '.*' of split 'valid_unseen' is "):
+        build_tasks(config(folder))
+
+
+def test_a_folder_without_games_is_named(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        games_dir(config(tmp_path))
+    assert str(caught.value) == (
+        f"env.data_dir: '{tmp_path / 'data'}' holds no json_2.1.1; run alfworld-download or mend it"
+    )
+
+
+def test_generated_games_are_made_in_the_run_folder_once(tmp_path):
+    generated = config(tmp_path, source="generated")
+    make_games(generated)
+    times = {p: p.stat().st_mtime_ns for p in generated.run_dir.rglob("game.tw-pddl")}
+    assert len(times) == 4 + 3 + 3
+    make_games(generated)
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    lists = build_tasks(generated)
+    assert len({*ids(lists.expert), *ids(lists.collect), *ids(lists.evaluate)}) == 10
+
+
+def test_a_manifest_reads_back_what_was_written(folder, tmp_path):
+    tasks = build_tasks(config(folder)).expert
+    write_tasks(tmp_path / "tasks" / "expert.parquet", tasks)
+    assert tuple(read_tasks(tmp_path / "tasks" / "expert.parquet")) == tasks
