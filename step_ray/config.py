@@ -233,7 +233,7 @@ class ServeConfig(Section):
     max_batch_size: int = Field(default=32, ge=1)
     """Requests generated together."""
     batch_wait_s: float = Field(default=0.01, ge=0)
-    """How long a batch waits to fill."""
+    """How long an idle replica gathers requests before it starts to generate."""
     num_threads: int = Field(default=1, ge=1)
     """Torch threads per replica on CPU."""
     max_queued_requests: int = -1

@@ -19,12 +19,13 @@ from step_ray.dataset import Example, build_examples, write_examples
 from step_ray.envs import make_env
 from step_ray.envs.alfworld.explorer import Explorer
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
+from step_ray.envs.alfworld.judge import judge
 from step_ray.llm import ChatModel
 from step_ray.render import Renderer
 from step_ray.rollout import EpisodeSettings, run_episode
 from step_ray.runinfo import run_info
 from step_ray.student import load_tokenizer, new_model, save_student, train_tokenizer
-from step_ray.teacher import ExpertStudent
+from step_ray.teacher import ExpertStudent, executed_pairs
 from step_ray.train import train
 from step_ray.train_loop import TrainResult
 from step_ray.types import Source, Task, Trajectory
@@ -79,7 +80,8 @@ def make_base(
     if not (examples / "examples.parquet").is_file():
         on_progress(f"playing {plan.num_games} games")
         expert, explored = play_corpus(plan, work_dir / "games")
-        tokenizer = train_tokenizer(_texts([*expert, *explored]), plan.vocab_size)
+        texts = [*_texts([*expert, *explored]), *judged_texts(explored)]
+        tokenizer = train_tokenizer(texts, plan.vocab_size)
         model = new_model(tokenizer, plan.shape, max_length=plan.max_length, seed=plan.seed)
         save_student(start, model, tokenizer)
         on_progress("rendering")
@@ -148,6 +150,22 @@ def _texts(trajectories: Sequence[Trajectory]) -> list[str]:
     prompts = [message.content for t in trajectories for message in t.prompt]
     steps = [text for t in trajectories for s in t.steps for text in (s.text, s.observation or "")]
     return prompts + steps
+
+
+def judged_texts(explored: Sequence[Trajectory], num_episodes: int = 300) -> list[str]:
+    """What the rule judge would say of random play, for the tokenizer only.
+
+    The model never reads these sentences; their words being single tokens is what a chat model's
+    tokenizer would offer too.
+    """
+    texts = []
+    for trajectory in explored[:num_episodes]:
+        pairs = executed_pairs(trajectory.steps)
+        for count, (action, observation) in enumerate(pairs):
+            texts.append(
+                judge(trajectory.prompt[-1].content, pairs[:count], action, observation).reflection
+            )
+    return texts
 
 
 def _examples(
