@@ -14,7 +14,7 @@ from typing import Any
 
 from step_ray.config import CollectConfig, RunConfig, TeacherConfig
 from step_ray.envs import make_env
-from step_ray.errors import BudgetError
+from step_ray.errors import BudgetError, ConfigError
 from step_ray.llm import ChatModel, OpenAIChat
 from step_ray.rollout import EpisodeSettings, run_episode, trajectory_id
 from step_ray.store import to_row
@@ -32,11 +32,20 @@ class Address:
     api_key_env: str = ""
 
     def connect(self, *, timeout_s: float, max_concurrency: int) -> OpenAIChat:
-        """A client; made on the actor, so that the key is read there and never travels."""
+        """A client; made on the actor, so that the key is read there and never travels.
+
+        Raises:
+            ConfigError: the key's variable is not set on the actor.
+        """
+        key = os.environ.get(self.api_key_env) if self.api_key_env else "none"
+        if not key:
+            raise ConfigError(
+                f"api_key_env: {self.api_key_env!r} is not set on {os.uname().nodename}"
+            )
         return OpenAIChat(
             base_url=self.base_url,
             model=self.model,
-            api_key=os.environ.get(self.api_key_env, "none") if self.api_key_env else "none",
+            api_key=key,
             timeout_s=timeout_s,
             max_concurrency=max_concurrency,
         )
@@ -124,7 +133,7 @@ class BudgetedTeacher:
             BudgetError: it is spent; the episode ends as `budget`.
         """
         if not await self._take():
-            raise BudgetError(f"teacher.max_calls: {self._limit} calls are spent; raise it")
+            raise BudgetError(f"teacher.max_calls: {self._limit} calls are spent")
         return await self._teacher.judge(view)
 
     async def aclose(self) -> None:

@@ -15,6 +15,8 @@ from step_ray.types import Source, Trajectory
 
 SPEED_ONLY = {"num_actors", "episodes_per_actor", "cpus_per_actor", "rows_per_shard"}
 """Settings of `collect` that change how fast, not what."""
+TEACHER_ADDRESS = {"base_url", "api_key_env", "max_concurrency", "timeout_s"}
+"""Where and how fast the teacher answers; which model it is stays a setting."""
 TRAIN_SPEED_ONLY = {"cpus_per_worker", "checkpoint_every", "max_failures"}
 """The same of `train`; not the number of workers: sums in another order differ."""
 
@@ -269,7 +271,7 @@ def _fit(context: StageContext, name: str, from_base: bool) -> Mapping[str, Any]
 def _collect(config: RunConfig) -> Stage:
     settings = {
         **_episode_settings(config),
-        "teacher": config.teacher.model_dump(exclude={"max_concurrency", "timeout_s"}),
+        "teacher": config.teacher.model_dump(exclude=TEACHER_ADDRESS),
         "collect": config.collect.model_dump(exclude=SPEED_ONLY),
         "seed": config.seed,
     }
