@@ -159,6 +159,8 @@ class EpisodeRunner:
         """Clients are made inside the event loop that uses them."""
         plan = self._plan
         if self._student is None:
+            # the teacher first: if it cannot be made, no episode may be played without it
+            self._teacher = self._make_teacher()
             self._student = (
                 plan.student.connect(
                     timeout_s=plan.settings.step_timeout_s,
@@ -167,7 +169,6 @@ class EpisodeRunner:
                 if plan.student
                 else ExpertStudent(plan.env)
             )
-            self._teacher = self._make_teacher()
         return self._student
 
     def _make_teacher(self) -> Teacher | None:

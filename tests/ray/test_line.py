@@ -232,6 +232,8 @@ def reference_settings(tmp_path, base_url):
     settings["student"]["init"] = str(tmp_path / "llama")
     settings["tasks"] |= {"num_expert": 6, "num_collect": 6, "num_eval": 4}
     settings["teacher"] |= {"base_url": base_url, "model": "judge", "max_corrections": 40}
+    # set in tests/conftest.py: actors read the key where they run, so it must be there before Ray is
+    settings["teacher"]["api_key_env"] = "STEP_RAY_TEST_KEY"
     settings["train"] |= {"num_workers": 1, "use_gpu": False, "epochs": 1}
     settings["collect"] |= {"num_actors": 1, "max_new_tokens": 8}
     settings["serve"] |= {"engine": "transformers", "gpus_per_replica": 0, "port": 0}
@@ -251,7 +253,6 @@ def test_official_games_a_model_folder_and_a_teacher_behind_http(tmp_path, teach
     model = new_model(tokenizer, shape, max_length=4096, seed=0)
     save_student(tmp_path / "llama", model, tokenizer)
     monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path / "alfworld"))
-    monkeypatch.setenv("OPENAI_API_KEY", "any")
     config = parse_config(reference_settings(tmp_path, base_url))
 
     start(config)
