@@ -232,7 +232,7 @@ def reference_settings(tmp_path, base_url):
     settings["student"]["init"] = str(tmp_path / "llama")
     settings["tasks"] |= {"num_expert": 6, "num_collect": 6, "num_eval": 4}
     settings["teacher"] |= {"base_url": base_url, "model": "judge", "max_corrections": 40}
-    # set in tests/conftest.py: actors read the key where they run, so it must be there before Ray is
+    # set in tests/conftest.py: actors read it where they run, so it is there before Ray starts
     settings["teacher"]["api_key_env"] = "STEP_RAY_TEST_KEY"
     settings["train"] |= {"num_workers": 1, "use_gpu": False, "epochs": 1}
     settings["collect"] |= {"num_actors": 1, "max_new_tokens": 8}
