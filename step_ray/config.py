@@ -219,6 +219,22 @@ class Recipe(Section):
     init: Literal["base_agent", "student"] = "base_agent"
     """Where the arm starts: the base agent, or the model of `student.init`."""
 
+    @model_validator(mode="after")
+    def _sources_fit(self) -> "Recipe":
+        if not (self.golden or self.golden_collect or self.self_reflected):
+            raise ValueError(
+                "the arm trains on nothing; set golden, golden_collect or self_reflected: true"
+            )
+        if self.match == "trajectories" and not self.golden_collect:
+            raise ValueError(
+                "match 'trajectories' cuts golden_collect; set golden_collect: true or match: none"
+            )
+        if self.match == "trained_tokens" and self.self_reflected:
+            raise ValueError(
+                "match 'trained_tokens' is for golden data; drop self_reflected or match"
+            )
+        return self
+
 
 class ServeConfig(Section):
     """The served agent."""

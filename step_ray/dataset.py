@@ -16,7 +16,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from step_ray.config import DatasetConfig, Recipe
-from step_ray.errors import ConfigError, DataError
+from step_ray.errors import DataError
 from step_ray.react import conversation, trajectory_messages
 from step_ray.render import Renderer, Span
 from step_ray.store import VERSION_KEY, read_rows, write_table
@@ -127,7 +127,7 @@ def build_dataset(
 
     Raises:
         DataError: nothing is left to train on; the line names the sources and their counts.
-        ConfigError, TemplateError: see `select_for_recipe`, `build_examples`.
+        TemplateError: see `build_examples`.
     """
     names = ("golden", "golden_collect", "self_reflected")
     built = {n: build_examples(getattr(sources, n), renderer, recipe, config) for n in names}
@@ -137,7 +137,7 @@ def build_dataset(
     if not chosen:
         counts = "; ".join(_count_line(n, s) for n, (_, s) in built.items() if getattr(recipe, n))
         raise DataError(
-            f"dataset: no training examples ({counts or 'the arm names no source'}); collect more"
+            f"dataset: no training examples ({counts}); collect more"
             " tasks, raise student.max_length or set dataset.keep: all"
         )
     dropped = sum((Counter(summary.dropped) for summary in used), Counter())
@@ -161,11 +161,7 @@ def select_for_recipe(
     all, if there are fewer). `match: trained_tokens` repeats or cuts the golden data to the trained
     tokens of `golden + self_reflected`, to the nearest example. Which ones are kept depends only
     on `seed` and the trajectory ids.
-
-    Raises:
-        ConfigError: the recipe's `match` does not fit its sources.
     """
-    _check_match(recipe)
     collect = list(golden_collect) if recipe.golden_collect else []
     if recipe.match == "trajectories":
         collect = _shuffled(collect, seed)[: len(self_reflected)]
@@ -311,15 +307,6 @@ def _joined(spans: Iterable[Span]) -> list[Span]:
         else:
             joined.append(span)
     return joined
-
-
-def _check_match(recipe: Recipe) -> None:
-    if recipe.match == "trajectories" and not recipe.golden_collect:
-        raise ConfigError(
-            "arms: match 'trajectories' cuts golden_collect; set golden_collect: true"
-        )
-    if recipe.match == "trained_tokens" and recipe.self_reflected:
-        raise ConfigError("arms: match 'trained_tokens' is for golden data; drop self_reflected")
 
 
 def _with_match(

@@ -95,6 +95,15 @@ def test_arms_train_with_their_own_settings():
         ({"arms": {"student": {}}}, "arms: the name 'student' is taken; rename the arm"),
         ({"arms": {"../x": {}}}, "arms: '../x' is no folder name; use letters, digits and . _ -"),
         ({"name": "../x"}, "name: String should match pattern"),
+        (
+            {"arms": {"cut": {"match": "trajectories"}}},
+            "arms.cut: match 'trajectories' cuts golden_collect; set golden_collect: true",
+        ),
+        (
+            {"arms": {"fill": {"match": "trained_tokens", "self_reflected": True}}},
+            "arms.fill: match 'trained_tokens' is for golden data; drop self_reflected or match",
+        ),
+        ({"arms": {"none": {"golden": False}}}, "arms.none: the arm trains on nothing; set golden"),
     ],
 )
 def test_a_bad_value_is_named(data, line):

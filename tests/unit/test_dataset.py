@@ -21,7 +21,7 @@ from step_ray.dataset import (
     step_spans,
     write_examples,
 )
-from step_ray.errors import ConfigError, DataError
+from step_ray.errors import DataError
 from step_ray.react import conversation
 from step_ray.render import Renderer, Span
 from step_ray.student import train_tokenizer
@@ -241,15 +241,6 @@ def test_match_trained_tokens_cuts_a_pool_that_is_larger():
     assert len(set(kept(chosen))) == 3
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [Recipe(match="trajectories"), Recipe(match="trained_tokens", self_reflected=True)],
-)
-def test_a_match_that_fits_no_source_is_a_config_error(recipe):
-    with pytest.raises(ConfigError, match="arms: match"):
-        select_for_recipe(recipe, [example("g")], [], [], seed=0)
-
-
 def dataset(sources, max_length=100, **recipe):
     renderer = Renderer(TOKENIZER, max_length)
     return build_dataset(sources, renderer, Recipe(**recipe), DatasetConfig(), seed=0)
@@ -298,11 +289,6 @@ def test_an_empty_dataset_names_the_sources_the_counts_and_what_to_do():
     assert "golden_collect" not in line
     assert "raise student.max_length" in line
     assert "\n" not in line
-
-
-def test_a_dataset_without_a_source_says_so():
-    with pytest.raises(DataError, match="names no source"):
-        dataset(SOURCES, golden=False)
 
 
 def test_examples_come_back_equal_and_in_order(tmp_path):
