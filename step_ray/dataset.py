@@ -278,7 +278,10 @@ def _example(
     if recipe.error_steps == "remove":
         steps = tuple(step for step in steps if step.kind not in masked_kinds)
     spans = step_spans(trajectory.prompt, steps)
-    masked = [recipe.mask_errors and step.kind in masked_kinds for step in steps]
+    masked = [
+        step.kind is StepKind.UNJUDGED or (recipe.mask_errors and step.kind in masked_kinds)
+        for step in steps
+    ]
     rendered = renderer.render_example(
         trajectory_messages(replace(trajectory, steps=steps)),
         trained=_joined(span for span, out in zip(spans, masked, strict=True) if not out),

@@ -185,7 +185,11 @@ class _Episode:
     async def _judged_after(self, step: Step) -> StopReason | None:
         """Judge an executed step; correct it, and the correction too while that one fails."""
         while self._teacher is not None:
-            step = await self._with_verdict(step)
+            try:
+                step = await self._with_verdict(step)
+            except BaseException:  # a timeout is a cancellation; in any case the step has happened
+                self._steps.append(_unjudged(step))
+                raise
             self._steps.append(step)
             if not self._needs_correction(step):
                 return self._format_stop()
@@ -377,6 +381,11 @@ class _Episode:
             usage=usage,
             producer=f"step_ray {__version__}",
         )
+
+
+def _unjudged(step: Step) -> Step:
+    """An executed step whose verdict never came; an unreadable answer needs none to be an error."""
+    return step if step.kind is StepKind.ERROR else replace(step, kind=StepKind.UNJUDGED)
 
 
 def trajectory_id(task_id: str, source: Source, seed: int) -> str:

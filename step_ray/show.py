@@ -14,6 +14,7 @@ KIND_STYLES = {
     StepKind.ERROR: "bold red",
     StepKind.SUBOPTIMAL: "bold yellow",
     StepKind.CORRECTION: "bold green",
+    StepKind.UNJUDGED: "bold",
 }
 TEXT_STYLES = {StepKind.ERROR: "red", StepKind.SUBOPTIMAL: "yellow", StepKind.CORRECTION: "green"}
 REFLECTION_STYLE = "yellow"

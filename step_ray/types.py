@@ -24,6 +24,9 @@ class StepKind(StrEnum):
     """The teacher judged it wasteful; masked like an error unless configured otherwise."""
     CORRECTION = "correction"
     """Written by the teacher after an error: reflection, thought and action; trained."""
+    UNJUDGED = "unjudged"
+    """Executed, but the episode broke off before the teacher's verdict came; the last step if there
+    is one, and never trained, whatever the policy."""
 
 
 class Author(StrEnum):

@@ -206,7 +206,8 @@ def pick_examples(collection: Sequence[Trajectory]) -> list[Trajectory]:
 
 def example_view(trajectory: Trajectory, mask_suboptimal: bool) -> dict[str, Any]:
     """A trajectory for the chat: each step, whether it is trained, and its reflection apart."""
-    masked = {StepKind.ERROR, StepKind.SUBOPTIMAL} if mask_suboptimal else {StepKind.ERROR}
+    masked = {StepKind.ERROR, StepKind.UNJUDGED}
+    masked |= {StepKind.SUBOPTIMAL} if mask_suboptimal else set()
     steps = [(step, step.kind not in masked, split_reflection(step)) for step in trajectory.steps]
     return {"trajectory": trajectory, "steps": steps}
 

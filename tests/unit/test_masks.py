@@ -136,6 +136,25 @@ def test_every_agent_turn_is_trained_with_its_end_token_and_nothing_else():
     )
 
 
+@pytest.mark.parametrize(
+    "recipe", [Recipe(), Recipe(mask_errors=False), Recipe(error_steps="remove")]
+)
+def test_a_step_without_its_verdict_is_trained_under_no_policy(recipe):
+    steps = (act("Action: look", "desk"), act("Action: go", "mug", StepKind.UNJUDGED))
+    got = shown(episode(*steps), recipe)
+
+    assert " ".join(got) == (
+        HEAD + "+Action +: +look +<|end|> <|user|> desk <|end|> <|assistant|> -Action -: -go"
+        " -<|end|>"
+    )
+
+
+def test_an_example_of_nothing_but_an_unjudged_step_is_dropped():
+    examples, summary = build(episode(act("Action: go", "mug", StepKind.UNJUDGED)))
+
+    assert (examples, dict(summary.dropped)) == ([], {"nothing trained": 1})
+
+
 def test_an_executed_error_is_masked_and_its_correction_is_trained():
     steps = (
         error("Action: go", "nothing"),

@@ -299,7 +299,7 @@ def test_examples_have_an_error_and_a_correction_and_mix_task_types():
 
 def test_example_view_marks_what_is_trained():
     steps = tuple(make_step(i, kind) for i, kind in enumerate(StepKind))
-    for mask_suboptimal, expected in ((True, [1, 0, 0, 1]), (False, [1, 0, 1, 1])):
+    for mask_suboptimal, expected in ((True, [1, 0, 0, 1, 0]), (False, [1, 0, 1, 1, 0])):
         view = example_view(mended("t", steps=steps), mask_suboptimal)
         assert [trained for _, trained, _ in view["steps"]] == expected
 

@@ -239,7 +239,25 @@ def test_the_environments_own_error_keeps_its_words():
 def test_a_failing_teacher_ends_the_episode(error, stop, line):
     got = play(RIGHT, LEFT, teacher=ScriptedTeacher(GOOD, error))
     assert (got.stop_reason, got.error) == (stop, line)
-    assert kinds(got)[0] == ("act", "right")
+    assert kinds(got) == [("act", "right"), ("unjudged", "left")]
+    assert observations(got) == ["You are at 1.", "You are at 0."]
+    assert [step.index for step in got.steps] == [0, 1]
+
+
+def test_an_unjudged_answer_that_could_not_be_read_is_still_an_error():
+    got = play(UNREADABLE, teacher=ScriptedTeacher(TeacherError("no verdict")))
+    assert kinds(got) == [("error", "")]
+
+
+def test_a_correction_that_does_nothing_and_is_not_judged_is_no_correction():
+    got = play(LEFT, teacher=ScriptedTeacher(fix("jump"), TeacherError("no verdict")))
+    assert kinds(got) == [("error", "left"), ("unjudged", "jump")]
+    assert [step.author for step in got.steps] == [Author.STUDENT, Author.TEACHER]
+
+
+def test_before_execution_a_step_without_a_verdict_never_happened():
+    got = play(LEFT, teacher=ScriptedTeacher(TeacherError("no verdict")), before_execution=True)
+    assert (got.stop_reason, got.steps) == (StopReason.TEACHER_ERROR, ())
 
 
 def test_the_winning_step_needs_no_verdict():
@@ -252,6 +270,7 @@ def test_the_winning_step_needs_no_verdict():
 def test_an_episode_that_takes_too_long_is_timeout():
     got = play(RIGHT, teacher=Stuck(), episode_timeout_s=0.05)
     assert (got.stop_reason, got.error) == (StopReason.TIMEOUT, "no end within 0.05 s")
+    assert kinds(got) == [("unjudged", "right")]
 
 
 def test_cancelling_the_episode_is_not_swallowed():
