@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 something failed while running, 2 the input is wrong.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -148,6 +148,35 @@ def show(
     from step_ray.viewer import show_path
 
     show_path(path, index, task, model, Console(highlight=False))
+
+
+@app.command()
+def play(
+    env: Annotated[str, typer.Argument(help="environment: alfworld")],
+    game: Annotated[str, typer.Argument(help="game.tw-pddl or its folder; none: a new game")] = "",
+    seed: Annotated[int, typer.Option("--seed", help="which new game")] = 0,
+    engine: Annotated[str, typer.Option("--engine", help="native or textworld")] = "native",
+) -> None:
+    """Play a game by hand, with valid actions, hints and undo."""
+    import tempfile
+
+    from step_ray.envs import load_expert, make_env
+    from step_ray.play import Session, alfworld_task
+    from step_ray.play import play as play_session
+
+    with tempfile.TemporaryDirectory() as folder:
+        task = alfworld_task(game, Path(folder), seed)
+        session = Session(make_env(env, engine=engine), task, load_expert(env))
+        play_session(session, _typed_lines(), print)
+
+
+def _typed_lines() -> Iterator[str]:
+    """What is typed, line by line, until the input ends."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
 
 
 @app.command()
