@@ -2,7 +2,8 @@
 
 Takes a list of tasks and an `EpisodePlan`, gives Parquet shards in a folder and an
 `EpisodesSummary`. One row is one episode; every failure is a row; a restart plays only what is
-missing or ended by an error. It trains and judges nothing itself.
+missing, ended by an error, or ended by a budget that has calls left now. It trains and judges
+nothing itself.
 """
 
 import json
@@ -19,12 +20,19 @@ import ray
 import ray.data
 
 from step_ray.config import TeacherConfig
-from step_ray.errors import ConfigError, EnvError
+from step_ray.errors import ConfigError, EpisodesError
 from step_ray.rollout import trajectory_id
 from step_ray.runner import EpisodePlan, EpisodeRunner
-from step_ray.store import completed_ids, from_row, read_trajectories, write_shard, write_table
+from step_ray.store import (
+    completed_ids,
+    from_row,
+    num_teacher_calls,
+    read_trajectories,
+    write_shard,
+    write_table,
+)
 from step_ray.tasks import TASK_SCHEMA
-from step_ray.types import ERROR_STOPS, Task, Trajectory
+from step_ray.types import ERROR_STOPS, StopReason, Task, Trajectory
 
 EPISODE_SCHEMA = TASK_SCHEMA.append(pa.field("seed", pa.int64()))
 FLUSH_S = 10.0
@@ -79,11 +87,13 @@ def run_episodes(
         on_episode: called on the driver for each finished episode, those on disk first.
 
     Raises:
-        EnvError: every episode of this call ended by an error; the line quotes the first.
+        EpisodesError: of all the episodes asked for, more than `plan.max_error_share` ended by an
+            error; what is on disk stays, and the next call plays these again.
     """
     started = time.monotonic()
     out_dir.mkdir(parents=True, exist_ok=True)
-    done = completed_ids(out_dir)
+    spent = num_teacher_calls(out_dir)
+    done = completed_ids(out_dir, retry=_retried_stops(plan, spent))
     pairs = [(task, seed) for task in tasks for seed in seeds]
     wanted = {trajectory_id(task.task_id, plan.source, seed) for task, seed in pairs}
     pending = [p for p in pairs if trajectory_id(p[0].task_id, plan.source, p[1]) not in done]
@@ -92,13 +102,17 @@ def run_episodes(
         for trajectory in kept:
             on_episode(trajectory)
     if pending:
-        fresh = _play_pending(pending, plan, out_dir, _spent(kept), on_episode)
-        _refuse_all_errors(fresh)
-    return summarize_episodes(
-        [t for t in read_trajectories(out_dir) if t.trajectory_id in wanted],
-        num_resumed=len(kept),
-        seconds=time.monotonic() - started,
-    )
+        _play_pending(pending, plan, out_dir, spent, on_episode)
+    played = [t for t in read_trajectories(out_dir) if t.trajectory_id in wanted]
+    _refuse_errors(played, plan.max_error_share)
+    return summarize_episodes(played, num_resumed=len(kept), seconds=time.monotonic() - started)
+
+
+def _retried_stops(plan: EpisodePlan, spent: int) -> frozenset[StopReason]:
+    """Ends that are played again: faults, and an empty budget once there are calls to spend."""
+    limit = plan.teacher.max_calls if plan.teacher else None
+    calls_left = limit is None or spent < limit
+    return ERROR_STOPS | ({StopReason.BUDGET} if calls_left else set())
 
 
 def _play_pending(
@@ -107,17 +121,15 @@ def _play_pending(
     out_dir: Path,
     spent: int,
     on_episode: Callable[[Trajectory], None] | None,
-) -> list[Trajectory]:
+) -> None:
     manifest = out_dir / "manifest" / "pending.parquet"
     _write_manifest(manifest, pending)
     shard: list[Trajectory] = []
-    fresh: list[Trajectory] = []
     flushed = time.monotonic()
     try:
         for row in _episode_rows(manifest, plan, spent):
             trajectory = from_row(json.loads(row["record"]))
             shard.append(trajectory)
-            fresh.append(trajectory)
             if on_episode:
                 on_episode(trajectory)
             if len(shard) >= plan.rows_per_shard or time.monotonic() - flushed > FLUSH_S:
@@ -126,7 +138,6 @@ def _play_pending(
     finally:
         if shard:
             write_shard(out_dir, shard)
-    return fresh
 
 
 def _episode_rows(manifest: Path, plan: EpisodePlan, spent: int) -> Iterator[dict[str, Any]]:
@@ -163,17 +174,18 @@ def _write_manifest(path: Path, pairs: Sequence[tuple[Task, int]]) -> None:
     write_table(path, pa.table(columns, schema=EPISODE_SCHEMA))
 
 
-def _spent(trajectories: Sequence[Trajectory]) -> int:
-    return sum(t.usage.teacher_calls for t in trajectories)
-
-
-def _refuse_all_errors(fresh: Sequence[Trajectory]) -> None:
-    """A stage in which nothing worked is a broken set-up, not a result."""
-    if fresh and all(t.stop_reason in ERROR_STOPS for t in fresh):
-        first = fresh[0]
-        raise EnvError(
-            f"all {len(fresh)} episodes failed; first: {first.stop_reason}: {first.error}"
-        )
+def _refuse_errors(played: Sequence[Trajectory], max_share: float) -> None:
+    """A list with holes is no result: numbers made from it would be about the machinery."""
+    faulty = [t for t in played if t.stop_reason in ERROR_STOPS]
+    if len(faulty) <= max_share * len(played):
+        return
+    counts = Counter(t.stop_reason.value for t in faulty)
+    raise EpisodesError(
+        f"{len(faulty)} of {len(played)} episodes ended by an error"
+        f" ({', '.join(f'{stop} {count}' for stop, count in sorted(counts.items()))}), more than"
+        f" collect.max_error_share {max_share:g} allows; the same command plays these again"
+        f" (first: {faulty[0].trajectory_id}: {faulty[0].error})"
+    )
 
 
 def summarize_episodes(
@@ -188,7 +200,7 @@ def summarize_episodes(
         num_errors=sum(t.stop_reason in ERROR_STOPS for t in trajectories),
         stop_reasons=dict(sorted(stops.items())),
         num_steps=sum(len(t.steps) for t in trajectories),
-        teacher_calls=_spent(trajectories),
+        teacher_calls=sum(t.usage.teacher_calls for t in trajectories),
         teacher_tokens=sum(
             t.usage.teacher_prompt_tokens + t.usage.teacher_completion_tokens for t in trajectories
         ),

@@ -96,7 +96,8 @@ class TeacherConfig(Section):
     prompt: str = "teacher_v1"
     """Version of the teacher's prompt."""
     max_calls: int | None = Field(default=None, ge=1)
-    """Budget of teacher calls for the whole collection; None: no limit."""
+    """Budget of teacher calls for the whole collection; None: no limit. Raised, it lets a finished
+    collection play on the episodes that it had ended."""
 
     @model_validator(mode="after")
     def _llm_needs_endpoint(self) -> "TeacherConfig":
@@ -187,6 +188,9 @@ class CollectConfig(Section):
     episode_timeout_s: float = Field(default=3600.0, gt=0)
     rows_per_shard: int = Field(default=16, ge=1)
     """Episodes in one Parquet shard: what a killed job may lose per actor."""
+    max_error_share: float = Field(default=0.05, ge=0, lt=1)
+    """A stage of episodes (evaluation too) fails if a larger share ends by a fault of the machinery
+    (env_error, llm_error, teacher_error, timeout); a rerun plays these episodes again."""
 
 
 class DatasetConfig(Section):

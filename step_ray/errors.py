@@ -48,6 +48,10 @@ class EnvError(StepRayError):
     """A text environment failed while resetting or stepping."""
 
 
+class EpisodesError(StepRayError):
+    """Too many episodes of a stage ended by a fault of the machinery; their rows are kept."""
+
+
 class LLMError(StepRayError):
     """One LLM call failed after its retries."""
 

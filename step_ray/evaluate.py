@@ -38,7 +38,7 @@ def evaluate(
         on_episode: called with the number of finished episodes and a note.
 
     Raises:
-        EnvError: no episode could be played.
+        EpisodesError: too many episodes ended by an error, see `run_episodes`.
     """
     plan = EpisodePlan.from_config(
         config,

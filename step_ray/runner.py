@@ -68,6 +68,8 @@ class EpisodePlan:
     episodes_per_actor: int = 32
     cpus_per_actor: float = 0.5
     rows_per_shard: int = 16
+    max_error_share: float = 0.0
+    """Share of the episodes that may end by a fault of the machinery."""
 
     @classmethod
     def from_config(
@@ -98,6 +100,7 @@ class EpisodePlan:
             else episodes_per_actor or collect.episodes_per_actor,
             cpus_per_actor=collect.cpus_per_actor,
             rows_per_shard=collect.rows_per_shard,
+            max_error_share=collect.max_error_share,
         )
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -166,10 +166,12 @@ def read_trajectories(folder: str | Path) -> list[Trajectory]:
     return [best[name] for name in sorted(best)]
 
 
-def completed_ids(folder: str | Path, retry_errors: bool = True) -> set[str]:
+def completed_ids(
+    folder: str | Path, retry: Collection[StopReason] = frozenset(ERROR_STOPS)
+) -> set[str]:
     """Ids that need no further episode; a missing folder has none.
 
-    Reads two columns. With `retry_errors`, ids that only ever stopped with an error are left out.
+    Reads two columns. Ids that only ever stopped for a reason in `retry` are left out.
 
     Raises:
         DataError: a shard is broken or newer than this version.
@@ -178,8 +180,21 @@ def completed_ids(folder: str | Path, retry_errors: bool = True) -> set[str]:
         row["trajectory_id"]
         for path in _shards(folder)
         for row in read_rows(path, columns=["trajectory_id", "stop_reason"])
-        if not (retry_errors and row["stop_reason"] in ERROR_STOPS)
+        if row["stop_reason"] not in retry
     }
+
+
+def num_teacher_calls(folder: str | Path) -> int:
+    """Teacher calls of all rows, those of episodes that were played again included.
+
+    Raises:
+        DataError: a shard is broken or newer than this version.
+    """
+    return sum(
+        row["usage"]["teacher_calls"]
+        for path in _shards(folder)
+        for row in read_rows(path, columns=["usage"])
+    )
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

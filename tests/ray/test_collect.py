@@ -13,10 +13,10 @@ import pytest
 from step_ray.collect import run_episodes
 from step_ray.config import TeacherConfig
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
-from step_ray.errors import EnvError
+from step_ray.errors import EpisodesError
 from step_ray.rollout import EpisodeSettings, trajectory_id
 from step_ray.runner import Address, EpisodePlan
-from step_ray.store import read_rows, read_trajectories
+from step_ray.store import num_teacher_calls, read_rows, read_trajectories
 from step_ray.tasks import read_tasks, write_tasks
 from step_ray.types import Source, StopReason, Task
 
@@ -109,7 +109,7 @@ def test_an_error_is_a_row_and_is_tried_again(tasks, tmp_path):
     game = tmp_path / "game.tw-pddl"
     broken = replace(tasks[0], params={"game": str(game)})
     mixed, out = [broken, *tasks[1:3]], tmp_path / "out"
-    summary = run_episodes(mixed, PLAN, out)
+    summary = run_episodes(mixed, replace(PLAN, max_error_share=0.34), out)
     assert (summary.num_errors, summary.num_success) == (1, 2)
     (error,) = [t for t in read_trajectories(out) if t.stop_reason is StopReason.ENV_ERROR]
     assert error.task == broken
@@ -118,6 +118,27 @@ def test_an_error_is_a_row_and_is_tried_again(tasks, tmp_path):
     shutil.copy(tasks[0].params["game"], game)
     summary = run_episodes(mixed, PLAN, out)
     assert (summary.num_errors, summary.num_success, summary.num_resumed) == (0, 3, 2)
+    assert [t.trajectory_id for t in read_trajectories(out)] == ids(mixed)
+
+
+def test_too_many_errors_of_the_whole_list_fail_and_only_they_are_played_again(tasks, tmp_path):
+    out, game = tmp_path / "out", tmp_path / "game.tw-pddl"
+    run_episodes(tasks[:3], PLAN, out)
+    broken = [replace(task, params={"game": str(game)}) for task in tasks[3:5]]
+    mixed, plan = [*tasks[:3], *broken], replace(PLAN, max_error_share=0.3)
+    with pytest.raises(EpisodesError) as caught:
+        run_episodes(mixed, plan, out)
+    assert str(caught.value) == (
+        "2 of 5 episodes ended by an error (env_error 2), more than collect.max_error_share 0.3"
+        " allows; the same command plays these again"
+        f" (first: alfworld/train/3#expert#0: alfworld/train/3: the game file '{game}' is missing)"
+    )
+    assert on_disk(out) == Counter(ids(mixed))
+
+    shutil.copy(tasks[0].params["game"], game)
+    summary = run_episodes(mixed, plan, out)
+    assert (summary.num_success, summary.num_errors, summary.num_resumed) == (5, 0, 3)
+    assert on_disk(out) == Counter(ids(mixed)) + Counter(ids(broken))
     assert [t.trajectory_id for t in read_trajectories(out)] == ids(mixed)
 
 
@@ -130,7 +151,7 @@ def test_a_stage_in_which_every_episode_fails_is_an_error_that_quotes_the_first(
         settings=replace(PLAN.settings, step_timeout_s=0.01),
     )
     with pytest.raises(
-        EnvError, match=r"^all 2 episodes failed; first: llm_error: student m: Time"
+        EpisodesError, match=r"^2 of 2 episodes .*\(llm_error 2\).* \(first: .*: student m: Time"
     ):
         run_episodes(tasks[:2], plan, tmp_path)
     assert on_disk(tmp_path) == Counter(ids(tasks[:2], source=Source.STUDENT))
@@ -150,6 +171,25 @@ def test_a_budget_of_teacher_calls_holds_for_all_actors_and_after_a_restart(task
     more = [replace(tasks[0], task_id="alfworld/train/more")]
     summary = run_episodes([*tasks, *more], plan, tmp_path)
     assert (summary.num_episodes, summary.num_resumed, summary.teacher_calls) == (7, 6, 12)
+
+
+def test_episodes_that_the_budget_ended_are_played_again_once_it_is_raised(tasks, tmp_path):
+    plan = replace(PLAN, source=Source.SELF_REFLECTED, teacher=TeacherConfig(max_calls=12))
+    stopped = run_episodes(tasks, plan, tmp_path).stop_reasons["budget"]
+    assert stopped >= 1
+    first = on_disk(tmp_path)
+
+    plan = replace(plan, teacher=TeacherConfig(max_calls=1000))
+    summary = run_episodes(tasks, plan, tmp_path)
+    assert (summary.stop_reasons, summary.num_resumed) == ({"success": 6}, 6 - stopped)
+    again = on_disk(tmp_path) - first
+    assert (len(again), set(again.values())) == (stopped, {1})
+    assert [t.trajectory_id for t in read_trajectories(tmp_path)] == ids(
+        tasks, source=Source.SELF_REFLECTED
+    )
+    assert num_teacher_calls(tmp_path) == 12 + sum(
+        t.usage.teacher_calls for t in read_trajectories(tmp_path) if t.trajectory_id in again
+    )
 
 
 DRIVER = """

@@ -14,6 +14,7 @@ from step_ray.store import (
     VERSION_KEY,
     completed_ids,
     from_row,
+    num_teacher_calls,
     read_json,
     read_trajectories,
     to_row,
@@ -260,7 +261,17 @@ def test_completed_ids_leave_errors_to_be_retried(tmp_path):
     write_shard(tmp_path, [named("mended")])
 
     assert completed_ids(tmp_path) == {"won", "lost", "mended"}
-    assert completed_ids(tmp_path, retry_errors=False) == {"won", "lost", "mended", "broke"}
+    assert completed_ids(tmp_path, retry=()) == {"won", "lost", "mended", "broke"}
+    assert completed_ids(tmp_path, retry={StopReason.MAX_STEPS}) == {"won", "mended", "broke"}
+
+
+def test_teacher_calls_count_episodes_that_were_played_again(tmp_path):
+    for stop, calls in ((StopReason.LLM_ERROR, 3), (StopReason.SUCCESS, 4)):
+        usage = Usage(teacher_calls=calls)
+        write_shard(tmp_path, [replace(named("a", stop), usage=usage)])
+
+    assert num_teacher_calls(tmp_path) == 7
+    assert num_teacher_calls(tmp_path / "none") == 0
 
 
 def test_completed_ids_read_two_columns_only(tmp_path):
