@@ -5,7 +5,7 @@ stages.py's, and what the folder remembers is runfolder.py's.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from step_ray.config import RunConfig
 from step_ray.errors import RunStateError, StepRayError
 from step_ray.progress import Reporter
-from step_ray.runfolder import DONE, STARTED, RunFolder
+from step_ray.runfolder import DONE, STARTED, Change, RunFolder
 from step_ray.runinfo import run_info
 from step_ray.stages import Stage, StageContext, build_stages
 from step_ray.store import read_json, write_json
@@ -135,22 +135,40 @@ def _to_do(folder: RunFolder, stages: Sequence[Stage], redo: bool) -> list[Stage
     A change upstream shows downstream only once the upstream stage has been made again, so each
     stage is checked a second time when its turn comes.
     """
-    todo = []
+    todo: list[Stage] = []
+    extended: set[str] = set()
     for stage in stages:
         changes = folder.changes(stage.name, _settings(folder, stage))
-        if changes and not redo:
+        if _only_raises_limits(stage, changes):
+            extended.add(stage.name)
+        elif changes and not redo:
             raise RunStateError(_refusal(folder, stage, changes))
+        elif extended.intersection(stage.needs) and folder.digest(stage.name) and not redo:
+            raise RunStateError(_outdated(folder, stage, extended))
         if changes or folder.state(stage.name).status != DONE:
             todo.append(stage)
     return todo
+
+
+def _only_raises_limits(stage: Stage, changes: Sequence[Change]) -> bool:
+    """Whether what the stage has is a part of what it is now to make."""
+    return bool(changes) and all(c.key in stage.limits and c.is_rise for c in changes)
 
 
 def _settings(folder: RunFolder, stage: Stage) -> dict[str, Any]:
     return {**stage.settings, "needs": {need: folder.digest(need) for need in stage.needs}}
 
 
-def _refusal(folder: RunFolder, stage: Stage, changes: Sequence[str]) -> str:
-    shown = "; ".join(changes[:3]) + (f" (and {len(changes) - 3} more)" if changes[3:] else "")
+def _outdated(folder: RunFolder, stage: Stage, extended: Collection[str]) -> str:
+    return (
+        f"run folder {str(folder.path)!r}: stage {stage.name} was made from what is now added to"
+        f" ({', '.join(sorted(extended))}); --redo makes it again"
+    )
+
+
+def _refusal(folder: RunFolder, stage: Stage, changes: Sequence[Change]) -> str:
+    shown = "; ".join(map(str, changes[:3]))
+    shown += f" (and {len(changes) - 3} more)" if changes[3:] else ""
     return (
         f"run folder {str(folder.path)!r}: stage {stage.name} was made with other settings"
         f" ({shown}); take another name, or --redo to make it again"
@@ -160,10 +178,11 @@ def _refusal(folder: RunFolder, stage: Stage, changes: Sequence[str]) -> str:
 def _run_stage(folder: RunFolder, stage: Stage, context: StageContext, redo: bool) -> None:
     settings = _settings(folder, stage)
     changes = folder.changes(stage.name, settings)
-    if changes and not redo:
+    extends = _only_raises_limits(stage, changes)
+    if changes and not extends and not redo:
         raise RunStateError(_refusal(folder, stage, changes))
-    status = folder.state(stage.name).status
-    if changes:
+    status = STARTED if extends else folder.state(stage.name).status
+    if changes and not extends:
         folder.set_aside(stage.name, [context.root / output for output in stage.outputs])
         status = None
     if status == DONE:

@@ -31,6 +31,23 @@ class StageState:
     summary: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A setting of a stage that is another one now; None: not there, or no limit."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.old!r}, is {self.new!r}"
+
+    @property
+    def is_rise(self) -> bool:
+        """Whether a limit was raised or lifted."""
+        return self.old is not None and (self.new is None or self.new > self.old)
+
+
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """A short digest of a stage's settings."""
     text = json.dumps(settings, sort_keys=True, default=str)
@@ -69,14 +86,14 @@ class RunFolder:
         """Fingerprint of the settings that a stage was begun with; empty if it never was."""
         return str(self._record(stage).get("fingerprint", ""))
 
-    def changes(self, stage: str, settings: Mapping[str, Any]) -> list[str]:
-        """`key was old, is new` for each setting that differs from the stage's record."""
+    def changes(self, stage: str, settings: Mapping[str, Any]) -> list["Change"]:
+        """The settings that differ from the stage's record."""
         record = self._record(stage)
         if not record or record["fingerprint"] == fingerprint(settings):
             return []
         old, new = _flat(record["settings"]), _flat(json.loads(json.dumps(settings, default=str)))
         keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-        return [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in keys]
+        return [Change(key=k, old=old.get(k), new=new.get(k)) for k in keys]
 
     def begin(self, stage: str, settings: Mapping[str, Any]) -> None:
         """Note that a stage is being worked on."""

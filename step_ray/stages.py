@@ -33,6 +33,8 @@ class Stage:
     """Paths under the run folder that the stage owns."""
     run: Callable[["StageContext"], Mapping[str, Any]]
     """Does the work, gives the summary."""
+    limits: frozenset[str] = frozenset()
+    """Settings that, when raised, only add to the outcome: the stage goes on from what it has."""
 
 
 class StageContext:
@@ -272,7 +274,7 @@ def _collect(config: RunConfig) -> Stage:
     settings = {
         **_episode_settings(config),
         "teacher": config.teacher.model_dump(exclude=TEACHER_ADDRESS),
-        "collect": config.collect.model_dump(exclude=SPEED_ONLY),
+        "collect": config.collect.model_dump(exclude={*SPEED_ONLY, "max_error_share"}),
         "seed": config.seed,
     }
 
@@ -299,7 +301,12 @@ def _collect(config: RunConfig) -> Stage:
 
     needs = ("tasks", "train:base", *(("expert",) if config.teacher.reference else ()))
     return Stage(
-        name="collect", needs=needs, settings=settings, outputs=("trajectories/collect",), run=run
+        name="collect",
+        needs=needs,
+        settings=settings,
+        outputs=("trajectories/collect",),
+        run=run,
+        limits=frozenset({"teacher.max_calls"}),
     )
 
 

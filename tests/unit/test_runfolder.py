@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from step_ray.errors import DataError, RunStateError
-from step_ray.runfolder import DONE, STARTED, RunFolder, fingerprint
+from step_ray.runfolder import DONE, STARTED, Change, RunFolder, fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"train": {"epochs": 3, "lr": 0.1}, "seeds": (0, 1), "path": Path("a")}
@@ -50,7 +50,7 @@ def test_the_same_settings_are_no_change(tmp_path):
 
 def test_a_change_names_key_old_and_new_value(tmp_path):
     changed = {**SETTINGS, "train": {"epochs": 4, "lr": 0.1}, "seeds": (0,)}
-    assert finished(tmp_path).changes("train:base", changed) == [
+    assert [str(change) for change in finished(tmp_path).changes("train:base", changed)] == [
         "train.epochs was 3, is 4",
         "seeds was [0, 1], is [0]",
     ]
@@ -58,10 +58,18 @@ def test_a_change_names_key_old_and_new_value(tmp_path):
 
 def test_a_key_that_came_or_went_is_a_change(tmp_path):
     changed = {**SETTINGS, "train": {"epochs": 3, "decay": 1}}
-    assert finished(tmp_path).changes("train:base", changed) == [
+    assert [str(change) for change in finished(tmp_path).changes("train:base", changed)] == [
         "train.lr was 0.1, is None",
         "train.decay was None, is 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rises"),
+    [(1, 2, True), (2, 1, False), (1, None, True), (None, 1, False), (0.5, 0.75, True)],
+)
+def test_a_limit_is_raised_or_lifted(old, new, rises):
+    assert Change(key="x", old=old, new=new).is_rise is rises
 
 
 def test_what_is_set_aside_keeps_its_place_and_the_stage_is_undone(tmp_path):

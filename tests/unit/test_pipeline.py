@@ -1,0 +1,83 @@
+"""Which stages run, go on, are refused or made again; the stages here count their calls."""
+
+import contextlib
+import io
+
+import pytest
+from rich.console import Console
+
+from step_ray import pipeline
+from step_ray.config import parse_config
+from step_ray.errors import RunStateError
+from step_ray.progress import Reporter
+from step_ray.stages import Stage, build_stages
+
+
+@pytest.fixture
+def line(tmp_path, monkeypatch):
+    """Runs `collect -> dataset` with a limit; gives what was printed and made."""
+    monkeypatch.setattr(pipeline, "preflight", lambda config: [])
+    monkeypatch.setattr("step_ray.raysetup.connected", lambda config: contextlib.nullcontext())
+    config = parse_config({"name": "r", "output_dir": str(tmp_path)})
+    made = []
+
+    def stage(name, needs, settings, limits=frozenset()):
+        def run(context):
+            (context.root / name).mkdir(exist_ok=True)
+            made.append(name)
+            return {}
+
+        return Stage(
+            name=name, needs=needs, settings=settings, outputs=(name,), run=run, limits=limits
+        )
+
+    def start(limit, *, other=0, redo=False, only=None):
+        settings = {"teacher": {"max_calls": limit}, "other": other}
+        limits = frozenset({"teacher.max_calls"})
+        stages = [stage("collect", (), settings, limits), stage("dataset", ("collect",), {})]
+        monkeypatch.setattr(pipeline, "build_stages", lambda config: stages)
+        out = io.StringIO()
+        made.clear()
+        pipeline.run(config, Reporter(Console(file=out, width=200)), redo=redo, only=only)
+        return out.getvalue(), list(made)
+
+    return start
+
+
+def test_a_raised_limit_lets_a_stage_go_on_and_keeps_its_outputs(line, tmp_path):
+    assert line(10, only=("collect",))[1] == ["collect"]
+    out, made = line(20, only=("collect",))
+    assert (made, "go on" in out) == (["collect"], True)
+    assert not (tmp_path / "r" / "replaced").exists()
+    assert line(20, only=("collect",)) == ("  0:00 every stage is done already\n", [])
+    assert line(None, only=("collect",))[1] == ["collect"]
+
+
+@pytest.mark.parametrize(("limit", "other"), [(5, 0), (20, 1)])
+def test_a_lowered_limit_or_another_change_beside_it_is_refused(line, limit, other):
+    line(10, only=("collect",))
+    with pytest.raises(RunStateError, match="stage collect was made with other settings"):
+        line(limit, other=other)
+
+
+def test_what_was_made_from_less_is_refused_before_any_work_or_made_again(line, tmp_path):
+    assert line(10)[1] == ["collect", "dataset"]
+    with pytest.raises(RunStateError) as caught:
+        line(20)
+    assert str(caught.value) == (
+        f"run folder '{tmp_path / 'r'}': stage dataset was made from what is now added to"
+        " (collect); --redo makes it again"
+    )
+    assert line(20, redo=True)[1] == ["collect", "dataset"]
+    (aside,) = (tmp_path / "r" / "replaced").iterdir()
+    assert aside.name.endswith("-dataset")
+
+
+def test_the_collection_grows_with_the_budget_and_tolerates_without_being_another():
+    def collect(**sections):
+        stages = build_stages(parse_config({"name": "r", **sections}))
+        return next(stage for stage in stages if stage.name == "collect")
+
+    assert collect().limits == {"teacher.max_calls"}
+    assert collect().settings["teacher"]["max_calls"] is None
+    assert collect().settings == collect(collect={"max_error_share": 0.5}).settings
