@@ -7,6 +7,7 @@ from step_ray.errors import ConfigError
 
 REGISTRY: dict[str, str] = {
     "alfworld": "step_ray.envs.alfworld.env:AlfworldEnv",
+    "scienceworld": "step_ray.envs.scienceworld.env:ScienceworldEnv",
 }
 """Environment name -> `module:class`; add a line here to add an environment."""
 

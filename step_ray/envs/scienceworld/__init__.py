@@ -1,0 +1,1 @@
+"""ScienceWorld: worlds in one Java machine, gold paths, expert and judge."""
