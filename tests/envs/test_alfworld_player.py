@@ -16,6 +16,9 @@ NOTHING = "Nothing happens."
 GOOD = Verdict(label=VerdictLabel.GOOD)
 
 
+LARGE_ROOM = (*(f"drawer {n}" for n in range(1, 9)), "fridge 1", "shelf 1", "diningtable 1")
+
+
 def room(task, receptacles=("drawer 1", "fridge 1", "shelf 1", "shelf 2", "sinkbasin 1")):
     names = ", and ".join([", ".join(f"a {r}" for r in receptacles[:-1]), f"a {receptacles[-1]}"])
     around = f"You are in the middle of a room. Looking quickly around you, you see {names}."
@@ -439,3 +442,17 @@ def test_the_judge_leaves_the_history_alone():
 
 def test_classes_of_names():
     assert (class_of("mug 2"), class_of("butter knife 11")) == ("mug", "butter knife")
+
+
+# Where it looks first
+
+
+def test_looks_first_where_such_things_usually_lie_in_a_large_room():
+    text = room("put a apple in shelf", LARGE_ROOM)
+    assert propose(text, [])[1] == "go to diningtable 1"
+    table = ("go to diningtable 1", "On the diningtable 1, you see nothing.")
+    assert propose(text, [table])[1] == "go to fridge 1"
+
+
+def test_looks_in_the_order_of_the_list_in_a_small_room():
+    assert propose(room("put a apple in shelf", LARGE_ROOM[-3:]), [])[1] == "go to fridge 1"
