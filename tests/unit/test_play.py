@@ -51,5 +51,5 @@ def test_undo_brings_back_the_state_before_the_action(session):
 
 
 def test_a_path_without_a_game_is_one_clear_line(tmp_path):
-    with pytest.raises(ConfigError, match="is no game.tw-pddl and holds none"):
+    with pytest.raises(ConfigError, match=r"is no game\.tw-pddl and holds none"):
         alfworld_task(str(tmp_path), tmp_path, 0)
