@@ -17,6 +17,7 @@ from step_ray.envs import load_expert
 from step_ray.envs.base import Expert
 from step_ray.errors import ContextLengthError, LLMError, TeacherError
 from step_ray.llm import ChatModel, Completion
+from step_ray.player import HistoryPlayer
 from step_ray.react import load_prompt
 from step_ray.types import Message, Step, Task, Verdict, VerdictLabel
 
@@ -96,37 +97,16 @@ class OracleTeacher:
         """Nothing to close."""
 
 
-class ExpertStudent:
-    """The environment's expert behind the `ChatModel` interface: it plays golden episodes."""
+class ExpertStudent(HistoryPlayer):
+    """The environment's expert as a student: it plays golden episodes."""
 
     def __init__(self, env: str) -> None:
         self.name = f"expert:{env}"
         self._expert: Expert = load_expert(env)
 
-    async def complete(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        session_id: str | None = None,
-        json_schema: dict[str, Any] | None = None,
-    ) -> Completion:
-        """The expert's turn after the conversation so far."""
-        from step_ray.react import format_turn, parse_turn
-
-        observations = [m.content for m in messages if m.role == "user"]
-        turns = [parse_turn(m.content) for m in messages if m.role == "assistant"]
-        history = [
-            (turn.action if turn else "", observation)
-            for turn, observation in zip(turns, observations[1:], strict=True)
-        ]
-        thought, action = self._expert.propose(observations[0], history)
-        return Completion(text=format_turn(thought, action))
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
+    def play(self, first: str, history: Sequence[tuple[str, str]], draw: str) -> tuple[str, str]:
+        """The expert's turn; there is nothing random in it."""
+        return self._expert.propose(first, history)
 
 
 def executed_pairs(steps: Sequence[Step]) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from step_ray.batching import load_examples
 from step_ray.config import TrainConfig
 from step_ray.errors import RunStateError, StepRayError
 from step_ray.student import check_init, resolve_init
+from step_ray.train_faults import StopAtOwnErrors, own_error
 from step_ray.train_loop import (
     METRICS_FILE,
     RESULT_FILE,
@@ -85,7 +86,8 @@ def train(
         ConfigError: `init` cannot be loaded.
         DataError: there is nothing to train on.
         RunStateError: `work_dir` or `output_dir` holds another training.
-        StepRayError: the workers failed more than `config.max_failures` times.
+        StepRayError: the loss is not finite, or the workers failed more than `config.max_failures`
+            times. Errors of step_ray in a worker are raised at once, without a restart.
     """
     check_init(init)
     job = TrainJob(
@@ -160,6 +162,7 @@ def _fit(job: TrainJob, name: str, cpus_per_worker: int) -> None:
             storage_path=str(job.work_dir),
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[StopAtOwnErrors()],
         ),
     )
     try:
@@ -171,10 +174,9 @@ def _fit(job: TrainJob, name: str, cpus_per_worker: int) -> None:
 def _fault(exc: TrainingFailedError, max_failures: int) -> StepRayError:
     """The error that a worker raised, if it is ours; else one line about its failure."""
     failures = getattr(exc, "worker_failures", {})
-    for failure in failures.values():
-        cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, StepRayError):
-            return cause
+    own = own_error([*failures.values(), getattr(exc, "controller_failure", exc)])
+    if own is not None:
+        return own
     failure = next(iter(failures.values()), exc)
     cause = getattr(failure, "_base_exc", failure)
     line = " ".join(str(cause).split())[:300]

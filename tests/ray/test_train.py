@@ -146,6 +146,13 @@ def test_a_lora_learns_resumes_and_is_merged_at_export(tmp_path, inputs, strateg
     assert start_steps(tmp_path)[1] >= 20
 
 
+def test_an_error_of_ours_in_a_worker_is_raised_as_it_is_and_not_repeated(tmp_path, inputs):
+    config = CONFIG.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 1e30})
+    with pytest.raises(StepRayError, match=r"^train: loss is nan at step \d+; lower"):
+        run(tmp_path, inputs, config)
+    assert start_steps(tmp_path) == [0]
+
+
 def test_a_finished_training_is_not_repeated_and_its_folder_not_reused(inputs, uninterrupted):
     before = (uninterrupted / "out" / "model.safetensors").stat().st_mtime_ns
     run(uninterrupted, inputs)

@@ -11,7 +11,7 @@ PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
     {"", "types", "errors", "progress", "runinfo", "kvcache", "loss", "report.charts"},
     {"config", "react", "llm", "store", "render", "stats", "show", "openai_api"},
-    {"envs.base", "report.results"},
+    {"envs.base", "report.results", "player", "train_faults"},
     {"envs", "envs.alfworld.belief", "envs.alfworld.text", "envs.alfworld.goal"},
     {"envs.alfworld", "envs.alfworld.tables", "envs.scienceworld", "envs.scienceworld.tables"},
     {"envs.scienceworld.jvm", "envs.scienceworld.text"},

@@ -6,13 +6,10 @@ model that never read "Nothing happens." cannot learn from it later.
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from step_ray.envs.alfworld.belief import Belief
 from step_ray.envs.alfworld.judge import replay
-from step_ray.llm import Completion
-from step_ray.react import format_turn, parse_turn
-from step_ray.types import Message
+from step_ray.player import HistoryPlayer
 
 _VERBS = ("go", "go", "go", "open", "take", "take", "put", "treat", "examine", "look", "use")
 
@@ -36,28 +33,11 @@ def random_action(belief: Belief, rng: random.Random) -> str:
     return rng.choice(("look", "inventory")) if verb == "look" else f"go to {place}"
 
 
-class Explorer:
+class Explorer(HistoryPlayer):
     """Random play behind the `ChatModel` interface; the same seed plays the same episode."""
 
     name = "explorer:alfworld"
 
-    async def complete(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        session_id: str | None = None,
-        json_schema: dict[str, Any] | None = None,
-    ) -> Completion:
-        """A random command after the conversation so far."""
-        observations = [m.content for m in messages if m.role == "user"]
-        turns = [parse_turn(m.content) for m in messages if m.role == "assistant"]
-        actions = [turn.action for turn in turns if turn]
-        belief = replay(observations[0], list(zip(actions, observations[1:], strict=True)))
-        rng = random.Random(f"{session_id}/{seed}")
-        return Completion(text=format_turn("", random_action(belief, rng)))
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
+    def play(self, first: str, history: Sequence[tuple[str, str]], draw: str) -> tuple[str, str]:
+        """A random command without a thought."""
+        return "", random_action(replay(first, history), random.Random(draw))
