@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from builders import PROMPT, make_step, make_trajectory
 
 from step_ray.config import DatasetConfig, Recipe
 from step_ray.dataset import (
@@ -25,51 +26,21 @@ from step_ray.errors import DataError
 from step_ray.react import conversation
 from step_ray.render import Renderer, Span
 from step_ray.student import train_tokenizer
-from step_ray.types import (
-    Author,
-    Message,
-    Source,
-    Step,
-    StepKind,
-    StopReason,
-    Task,
-    Trajectory,
-)
+from step_ray.types import Source, StepKind, StopReason
 
 TOKENIZER = train_tokenizer(["Action: go take look room rules desk nothing"] * 3, 330)
-PROMPT = (Message(role="system", content="rules"), Message(role="user", content="room"))
 
 
-def step(text, observation, kind=StepKind.ACT):
-    return Step(
-        index=0,
-        kind=kind,
-        author=Author.STUDENT,
-        text=text,
-        thought="",
-        action=text,
-        observation=observation,
-    )
-
-
-def trajectory(name, *, success=True, reward=1.0, source=Source.EXPERT, steps=None):
-    return Trajectory(
-        trajectory_id=name,
-        task=Task(task_id=name, env="toy", split="train", goal=""),
-        prompt=PROMPT,
-        steps=steps or (step("Action: look", "desk"),),
-        reward=reward,
-        success=success,
-        stop_reason=StopReason.SUCCESS if success else StopReason.MAX_STEPS,
-        source=source,
-        seed=0,
-    )
+def trajectory(name, *, success=True, source=Source.EXPERT, steps=None, **fields):
+    stop = StopReason.SUCCESS if success else StopReason.MAX_STEPS
+    fields = {"success": success, "stop_reason": stop, "source": source} | fields
+    return make_trajectory(*(steps or (make_step(),)), name=name, **fields)
 
 
 def reflected(name, **kwargs):
     steps = (
-        step("Action: go", "nothing", StepKind.ERROR),
-        step("Action: take", "desk", StepKind.CORRECTION),
+        make_step("Action: go", "nothing", StepKind.ERROR),
+        make_step("Action: take", "desk", StepKind.CORRECTION),
     )
     return trajectory(name, source=Source.SELF_REFLECTED, steps=steps, **kwargs)
 
@@ -136,11 +107,11 @@ def test_a_summary_of_nothing_has_no_masked_share():
 
 def test_step_spans_give_each_step_its_text_and_the_newline_before_it():
     steps = (
-        step("a", "x"),
-        step("bb", None, StepKind.ERROR),
-        step("ccc", None, StepKind.ERROR),
-        step("d", "y", StepKind.CORRECTION),
-        step("e", None),
+        make_step("a", "x"),
+        make_step("bb", None, StepKind.ERROR),
+        make_step("ccc", None, StepKind.ERROR),
+        make_step("d", "y", StepKind.CORRECTION),
+        make_step("e", None),
     )
 
     spans = step_spans(PROMPT, steps)
@@ -163,7 +134,10 @@ def test_step_spans_give_each_step_its_text_and_the_newline_before_it():
 
 
 def test_an_unexecuted_step_with_no_text_is_not_in_the_way():
-    steps = (step("", None, StepKind.ERROR), step("Action: go", "desk", StepKind.CORRECTION))
+    steps = (
+        make_step("", None, StepKind.ERROR),
+        make_step("Action: go", "desk", StepKind.CORRECTION),
+    )
 
     [one], _ = build([trajectory("a", steps=steps)])
 

@@ -4,6 +4,7 @@
 """
 
 import pytest
+from builders import PROMPT, make_step, make_trajectory
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -11,16 +12,7 @@ from step_ray.config import DatasetConfig, Recipe
 from step_ray.dataset import NOTHING_TRAINED, TOO_LONG, build_examples
 from step_ray.render import Renderer
 from step_ray.student import CHAT_TEMPLATE
-from step_ray.types import (
-    Author,
-    Message,
-    Source,
-    Step,
-    StepKind,
-    StopReason,
-    Task,
-    Trajectory,
-)
+from step_ray.types import Message, StepKind
 
 SPECIAL = ["<unk>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 WORDS = ["Thought", "Action", ":", "\n", "look", "go", "take", "rules", "room", "desk", "mug"]
@@ -63,41 +55,16 @@ def word_tokenizer(template=CHAT_TEMPLATE, bos="<|bos|>", eos="<|end|>", more=()
     )
 
 
-def act(text, observation, kind=StepKind.ACT, author=Author.STUDENT):
-    return Step(
-        index=0,
-        kind=kind,
-        author=author,
-        text=text,
-        thought="",
-        action=text,
-        observation=observation,
-    )
+def act(text, observation, kind=StepKind.ACT):
+    return make_step(text, observation, kind)
 
 
 def error(text, observation):
-    return act(text, observation, StepKind.ERROR)
+    return make_step(text, observation, StepKind.ERROR)
 
 
 def correction(text, observation):
-    return act(text, observation, StepKind.CORRECTION, Author.TEACHER)
-
-
-PROMPT = (Message(role="system", content="rules"), Message(role="user", content="room"))
-
-
-def episode(*steps, prompt=PROMPT):
-    return Trajectory(
-        trajectory_id="t",
-        task=Task(task_id="t", env="toy", split="train", goal=""),
-        prompt=prompt,
-        steps=steps,
-        reward=1.0,
-        success=True,
-        stop_reason=StopReason.SUCCESS,
-        source=Source.SELF_REFLECTED,
-        seed=0,
-    )
+    return make_step(text, observation, StepKind.CORRECTION)
 
 
 def build(trajectory, recipe=None, config=None, tokenizer=None, max_length=1000):
@@ -119,7 +86,7 @@ HEAD = "<|bos|> <|system|> rules <|end|> <|user|> room <|end|> <|assistant|> "
 
 
 def test_ids_and_mask_of_one_golden_step_by_hand():
-    [example], summary = build(episode(act("Action: look", "desk")))
+    [example], summary = build(make_trajectory(act("Action: look", "desk")))
 
     # bos system rules end user room end assistant | Action : look end
     assert example.input_ids == (1, 3, 13, 2, 4, 14, 2, 5, 7, 8, 10, 2)
@@ -128,7 +95,7 @@ def test_ids_and_mask_of_one_golden_step_by_hand():
 
 
 def test_every_agent_turn_is_trained_with_its_end_token_and_nothing_else():
-    got = shown(episode(act("Action: look", "desk"), act("Action: go", "mug")))
+    got = shown(make_trajectory(act("Action: look", "desk"), act("Action: go", "mug")))
 
     assert " ".join(got) == (
         HEAD + "+Action +: +look +<|end|> <|user|> desk <|end|> <|assistant|> +Action +: +go"
@@ -141,7 +108,7 @@ def test_every_agent_turn_is_trained_with_its_end_token_and_nothing_else():
 )
 def test_a_step_without_its_verdict_is_trained_under_no_policy(recipe):
     steps = (act("Action: look", "desk"), act("Action: go", "mug", StepKind.UNJUDGED))
-    got = shown(episode(*steps), recipe)
+    got = shown(make_trajectory(*steps), recipe)
 
     assert " ".join(got) == (
         HEAD + "+Action +: +look +<|end|> <|user|> desk <|end|> <|assistant|> -Action -: -go"
@@ -150,7 +117,7 @@ def test_a_step_without_its_verdict_is_trained_under_no_policy(recipe):
 
 
 def test_an_example_of_nothing_but_an_unjudged_step_is_dropped():
-    examples, summary = build(episode(act("Action: go", "mug", StepKind.UNJUDGED)))
+    examples, summary = build(make_trajectory(act("Action: go", "mug", StepKind.UNJUDGED)))
 
     assert (examples, dict(summary.dropped)) == ([], {"nothing trained": 1})
 
@@ -162,7 +129,7 @@ def test_an_executed_error_is_masked_and_its_correction_is_trained():
         act("Action: look", "good"),
     )
 
-    got = shown(episode(*steps))
+    got = shown(make_trajectory(*steps))
 
     assert " ".join(got) == (
         HEAD + "-Action -: -go -<|end|> <|user|> nothing <|end|> <|assistant|>"
@@ -174,7 +141,7 @@ def test_an_executed_error_is_masked_and_its_correction_is_trained():
 def test_an_unexecuted_error_is_masked_inside_the_turn_of_its_correction():
     steps = (error("Action: go", None), correction("Thought: wrong\nAction: take", "mug"))
 
-    got = shown(episode(*steps))
+    got = shown(make_trajectory(*steps))
 
     # The newline that goes on after the error is the correction's.
     assert " ".join(got) == (
@@ -185,7 +152,7 @@ def test_an_unexecuted_error_is_masked_inside_the_turn_of_its_correction():
 def test_two_unexecuted_errors_are_masked_up_to_the_correction():
     steps = (error("Action: go", None), error("Action: look", None), correction("take", "mug"))
 
-    got = shown(episode(*steps))
+    got = shown(make_trajectory(*steps))
 
     assert " ".join(got) == HEAD + "-Action -: -go -\n -Action -: -look +\n +take +<|end|>"
 
@@ -193,13 +160,13 @@ def test_two_unexecuted_errors_are_masked_up_to_the_correction():
 def test_errors_and_good_steps_may_alternate_inside_one_turn():
     steps = (error("go", None), act("look", None), error("go", None), correction("take", "mug"))
 
-    got = shown(episode(*steps))
+    got = shown(make_trajectory(*steps))
 
     assert " ".join(got) == HEAD + "-go +\n +look -\n -go +\n +take +<|end|>"
 
 
 def test_an_unexecuted_error_at_the_very_end_is_masked_with_its_end_token():
-    got = shown(episode(act("look", "desk"), error("go", None)))
+    got = shown(make_trajectory(act("look", "desk"), error("go", None)))
 
     assert " ".join(got) == (
         HEAD + "+look +<|end|> <|user|> desk <|end|> <|assistant|> -go -<|end|>"
@@ -211,7 +178,7 @@ def test_without_the_mask_every_token_of_the_agent_is_trained(observation):
     steps = (error("Action: go", observation), correction("Action: take", "mug"))
     between = "+\n " if observation is None else "+<|end|> <|user|> nothing <|end|> <|assistant|> "
 
-    got = shown(episode(*steps), Recipe(mask_errors=False))
+    got = shown(make_trajectory(*steps), Recipe(mask_errors=False))
 
     assert " ".join(got) == HEAD + f"+Action +: +go {between}+Action +: +take +<|end|>"
 
@@ -220,7 +187,7 @@ def test_without_the_mask_every_token_of_the_agent_is_trained(observation):
 def test_remove_deletes_errors_and_their_observations_from_the_text(observation):
     steps = (act("look", "desk"), error("go", observation), correction("take", "mug"))
 
-    got = shown(episode(*steps), Recipe(error_steps="remove"))
+    got = shown(make_trajectory(*steps), Recipe(error_steps="remove"))
 
     assert " ".join(got) == (
         HEAD + "+look +<|end|> <|user|> desk <|end|> <|assistant|> +take +<|end|>"
@@ -231,7 +198,7 @@ def test_remove_deletes_errors_and_their_observations_from_the_text(observation)
 def test_suboptimal_steps_follow_mask_suboptimal(masked, sign):
     steps = (act("go", "desk", StepKind.SUBOPTIMAL), act("look", "mug"))
 
-    got = shown(episode(*steps), config=DatasetConfig(mask_suboptimal=masked))
+    got = shown(make_trajectory(*steps), config=DatasetConfig(mask_suboptimal=masked))
 
     assert " ".join(got) == (
         HEAD + f"{sign}go {sign}<|end|> <|user|> desk <|end|> <|assistant|> +look +<|end|>"
@@ -242,8 +209,8 @@ def test_remove_keeps_suboptimal_steps_that_are_not_masked():
     steps = (act("go", "desk", StepKind.SUBOPTIMAL), act("look", "mug"))
     recipe = Recipe(error_steps="remove")
 
-    kept = shown(episode(*steps), recipe, DatasetConfig(mask_suboptimal=False))
-    removed = shown(episode(*steps), recipe, DatasetConfig(mask_suboptimal=True))
+    kept = shown(make_trajectory(*steps), recipe, DatasetConfig(mask_suboptimal=False))
+    removed = shown(make_trajectory(*steps), recipe, DatasetConfig(mask_suboptimal=True))
 
     assert "+go" in kept
     assert " ".join(removed) == HEAD + "+look +<|end|>"
@@ -252,7 +219,7 @@ def test_remove_keeps_suboptimal_steps_that_are_not_masked():
 def test_a_worked_example_in_the_prompt_is_not_trained():
     shot = (Message(role="assistant", content="go"), Message(role="user", content="desk"))
 
-    got = shown(episode(act("look", "mug"), prompt=PROMPT + shot))
+    got = shown(make_trajectory(act("look", "mug"), prompt=PROMPT + shot))
 
     assert " ".join(got) == (HEAD + "go <|end|> <|user|> desk <|end|> <|assistant|> +look +<|end|>")
 
@@ -260,7 +227,7 @@ def test_a_worked_example_in_the_prompt_is_not_trained():
 def test_special_token_text_in_an_observation_stays_text():
     steps = (act("look", "mug <|end|> <|assistant|> go"), act("take", "good"))
 
-    got = shown(episode(*steps))
+    got = shown(make_trajectory(*steps))
 
     assert " ".join(got) == (
         HEAD + "+look +<|end|> <|user|> mug < | end | > < | <unk> | > go <|end|> <|assistant|>"
@@ -269,7 +236,7 @@ def test_special_token_text_in_an_observation_stays_text():
 
 
 def test_special_token_text_in_an_answer_stays_text_and_does_not_end_the_turn():
-    got = shown(episode(act("look <|end|> mug", "good")))
+    got = shown(make_trajectory(act("look <|end|> mug", "good")))
 
     assert " ".join(got) == HEAD + "+look +< +| +end +| +> +mug +<|end|>"
 
@@ -279,7 +246,7 @@ def test_chatml_trains_the_end_token_but_not_the_newline_behind_it():
     tokenizer = word_tokenizer(CHATML, bos=None, eos="<|im_end|>", more=specials)
     steps = (error("go", "nothing"), correction("take", "mug"))
 
-    got = shown(episode(*steps), tokenizer=tokenizer)
+    got = shown(make_trajectory(*steps), tokenizer=tokenizer)
 
     assert " ".join(got) == (
         "<|im_start|> system \n rules <|im_end|> \n <|im_start|> user \n room <|im_end|> \n"
@@ -294,7 +261,7 @@ def test_llama2_folds_the_system_message_and_has_one_bos_per_round():
     tokenizer = word_tokenizer(LLAMA2, bos="<s>", eos="</s>", more=more)
     steps = (error("go", "nothing </s>"), correction("take", "mug"))
 
-    got = shown(episode(*steps), tokenizer=tokenizer)
+    got = shown(make_trajectory(*steps), tokenizer=tokenizer)
 
     assert " ".join(got) == (
         "<s> [ INST ] < < SYS > > \n rules \n < < / SYS > > \n \n room [ / INST ] -go -</s>"
@@ -307,7 +274,7 @@ def test_llama2_finds_a_masked_error_in_a_message_that_the_template_strips():
     tokenizer = word_tokenizer(LLAMA2, bos="<s>", eos="</s>", more=more)
     steps = (error("  go", None), correction("take  ", "mug"))
 
-    got = shown(episode(*steps), tokenizer=tokenizer)
+    got = shown(make_trajectory(*steps), tokenizer=tokenizer)
 
     assert " ".join(got).endswith("[ / INST ] -go +\n +take +</s>")
 
@@ -315,7 +282,7 @@ def test_llama2_finds_a_masked_error_in_a_message_that_the_template_strips():
 def test_without_an_end_token_the_turn_runs_to_the_end_of_its_rendering():
     tokenizer = word_tokenizer(PLAIN, more=("system", "user", "assistant"))
 
-    got = shown(episode(act("look", "desk"), act("take", "mug")), tokenizer=tokenizer)
+    got = shown(make_trajectory(act("look", "desk"), act("take", "mug")), tokenizer=tokenizer)
 
     assert " ".join(got) == (
         "system : rules \n user : room \n assistant : +look +\n user : desk \n"
@@ -324,7 +291,7 @@ def test_without_an_end_token_the_turn_runs_to_the_end_of_its_rendering():
 
 
 def test_too_long_examples_are_dropped_and_counted_never_cut():
-    trajectory = episode(act("Action: look", "desk"))  # 12 tokens
+    trajectory = make_trajectory(act("Action: look", "desk"))  # 12 tokens
 
     fitting, _ = build(trajectory, max_length=12)
     cut, summary = build(trajectory, max_length=11)
@@ -336,7 +303,7 @@ def test_too_long_examples_are_dropped_and_counted_never_cut():
 
 @pytest.mark.parametrize("steps", [(), (error("go", "nothing"),)])
 def test_an_episode_without_a_trained_token_is_dropped_and_counted(steps):
-    examples, summary = build(episode(*steps))
+    examples, summary = build(make_trajectory(*steps))
 
     assert examples == []
     assert summary.dropped == {NOTHING_TRAINED: 1}

@@ -1,6 +1,7 @@
 """ReAct text: reading and writing a turn, and the messages of an episode."""
 
 import pytest
+from builders import PROMPT, make_step, make_trajectory
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,30 +17,6 @@ from step_ray.react import (
     parse_turns,
     trajectory_messages,
 )
-from step_ray.types import (
-    Author,
-    Message,
-    Source,
-    Step,
-    StepKind,
-    StopReason,
-    Task,
-    Trajectory,
-)
-
-PROMPT = (Message(role="system", content="rules"), Message(role="user", content="room"))
-
-
-def step(text, observation):
-    return Step(
-        index=0,
-        kind=StepKind.ACT,
-        author=Author.STUDENT,
-        text=text,
-        thought="",
-        action="",
-        observation=observation,
-    )
 
 
 def shown(messages):
@@ -142,7 +119,7 @@ def test_a_self_mended_answer_with_an_unreadable_part_is_refused(text):
 
 
 def test_executed_steps_alternate_with_their_observations():
-    steps = [step("Action: a", "saw a"), step("Action: b", "saw b")]
+    steps = [make_step("Action: a", "saw a"), make_step("Action: b", "saw b")]
     assert shown(conversation(PROMPT, steps)) == [
         ("system", "rules"),
         ("user", "room"),
@@ -154,7 +131,11 @@ def test_executed_steps_alternate_with_their_observations():
 
 
 def test_unexecuted_steps_share_the_message_of_the_next_executed_one():
-    steps = [step("Action: a", None), step("Action: b", None), step("Action: c", "saw c")]
+    steps = [
+        make_step("Action: a", None),
+        make_step("Action: b", None),
+        make_step("Action: c", "saw c"),
+    ]
     assert shown(conversation(PROMPT, steps))[2:] == [
         ("assistant", "Action: a\nAction: b\nAction: c"),
         ("user", "saw c"),
@@ -162,31 +143,20 @@ def test_unexecuted_steps_share_the_message_of_the_next_executed_one():
 
 
 def test_a_last_unexecuted_step_is_a_message_of_its_own():
-    steps = [step("Action: a", "saw a"), step("Action: b", None)]
+    steps = [make_step("Action: a", "saw a"), make_step("Action: b", None)]
     assert shown(conversation(PROMPT, steps))[-1] == ("assistant", "Action: b")
 
 
 def test_an_empty_observation_is_still_a_message():
-    assert shown(conversation(PROMPT, [step("Action: a", "")]))[-1] == ("user", "")
+    assert shown(conversation(PROMPT, [make_step("Action: a", "")]))[-1] == ("user", "")
 
 
 def test_a_trajectory_ends_with_the_agents_turn():
     def messages(*steps):
-        trajectory = Trajectory(
-            trajectory_id="t",
-            task=Task(task_id="t", env="toy", split="train", goal=""),
-            prompt=PROMPT,
-            steps=steps,
-            reward=0.0,
-            success=False,
-            stop_reason=StopReason.MAX_STEPS,
-            source=Source.STUDENT,
-            seed=0,
-        )
-        return shown(trajectory_messages(trajectory))
+        return shown(trajectory_messages(make_trajectory(*steps)))
 
-    assert messages(step("Action: a", "saw a"))[-1] == ("assistant", "Action: a")
-    assert messages(step("Action: a", None))[-1] == ("assistant", "Action: a")
+    assert messages(make_step("Action: a", "saw a"))[-1] == ("assistant", "Action: a")
+    assert messages(make_step("Action: a", None))[-1] == ("assistant", "Action: a")
     assert messages() == [("system", "rules"), ("user", "room")]
 
 

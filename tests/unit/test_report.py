@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import make_step, make_task, make_trajectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -28,14 +29,9 @@ from step_ray.report.page import (
 )
 from step_ray.stats import mean_interval, wilson_interval
 from step_ray.types import (
-    Author,
     EvalReport,
-    Message,
-    Source,
-    Step,
     StepKind,
     StopReason,
-    Task,
     Trajectory,
     Usage,
     Verdict,
@@ -51,41 +47,27 @@ CONFIG = {
 }
 
 
-def make_step(index: int, kind: StepKind, text: str = "Action: look", **more) -> Step:
-    author = Author.TEACHER if kind is StepKind.CORRECTION else Author.STUDENT
-    defaults = {"thought": "", "action": "look", "observation": "You see a mug 1."}
-    return Step(index=index, kind=kind, author=author, text=text, **(defaults | more))
-
-
 def mended(name: str, observation: str = "Nothing happens.", **more) -> Trajectory:
     """An error with its correction, then an ordinary step."""
     fault = Verdict(label=VerdictLabel.ERROR, error_type="no_op", reflection="No mug there.")
     steps = (
-        make_step(0, StepKind.ERROR, "Action: take mug", observation=observation, verdict=fault),
+        make_step("Action: take mug", observation, StepKind.ERROR, verdict=fault),
         make_step(
-            1,
-            StepKind.CORRECTION,
             "Thought: No mug there. I go on.\nAction: go",
+            kind=StepKind.CORRECTION,
+            index=1,
             reflection="No mug there.",
         ),
-        make_step(2, StepKind.ACT, verdict=Verdict(label=VerdictLabel.GOOD)),
+        make_step(index=2, verdict=Verdict(label=VerdictLabel.GOOD)),
     )
-    task = Task(task_id=name, env="alfworld", split="train", goal="find a mug", task_type="pick")
     defaults = {
-        "trajectory_id": f"{name}#self_reflected#0",
-        "task": task,
-        "prompt": (Message(role="system", content="Act."), Message(role="user", content="A room.")),
         "steps": steps,
-        "reward": 1.0,
-        "success": True,
-        "stop_reason": StopReason.SUCCESS,
-        "source": Source.SELF_REFLECTED,
-        "seed": 0,
+        "task": make_task(name, goal="find a mug", task_type="pick"),
         "usage": Usage(
             env_steps=3, teacher_calls=2, teacher_prompt_tokens=500, teacher_completion_tokens=50
         ),
     }
-    return Trajectory(**(defaults | more))
+    return make_trajectory(name=f"{name}#self_reflected#0", **defaults | more)
 
 
 def make_report(model: str, num_success: int, num_tasks: int = 4) -> EvalReport:
@@ -183,11 +165,11 @@ def test_script_in_an_observation_stays_text(tmp_path):
 def test_untrusted_text_adds_no_tags(tmp_path, text):
     def inputs(text: str) -> ReportInputs:
         step = make_report("step", 4)
-        task = Task(task_id="t", env="alfworld", split="x", goal=text, task_type=text)
+        task = make_task(goal=text, task_type=text)
         verdict = Verdict(label=VerdictLabel.ERROR, error_type=text)
         steps = (
-            make_step(0, StepKind.ERROR, text, observation=text, verdict=verdict),
-            make_step(1, StepKind.CORRECTION, f"Thought: {text}", reflection=text),
+            make_step(text, text, StepKind.ERROR, verdict=verdict),
+            make_step(f"Thought: {text}", kind=StepKind.CORRECTION, index=1, reflection=text),
         )
         return ReportInputs(
             run={"name": text, text: text},
@@ -290,7 +272,7 @@ def test_dataset_table_leaves_gaps_where_an_arm_lacks_a_number():
 
 def test_examples_have_an_error_and_a_correction_and_mix_task_types():
     heat = replace(mended("z").task, task_type="heat")
-    plain = mended("a0", steps=(make_step(0, StepKind.ACT),))
+    plain = mended("a0", steps=(make_step(),))
     lost = mended("a1", success=False)
     pool = [plain, lost, mended("c"), mended("b"), mended("d"), mended("z", task=heat)]
     chosen = pick_examples(pool)
@@ -298,7 +280,7 @@ def test_examples_have_an_error_and_a_correction_and_mix_task_types():
 
 
 def test_example_view_marks_what_is_trained():
-    steps = tuple(make_step(i, kind) for i, kind in enumerate(StepKind))
+    steps = tuple(make_step(kind=kind, index=i) for i, kind in enumerate(StepKind))
     for mask_suboptimal, expected in ((True, [1, 0, 0, 1, 0]), (False, [1, 0, 1, 1, 0])):
         view = example_view(mended("t", steps=steps), mask_suboptimal)
         assert [trained for _, trained, _ in view["steps"]] == expected
@@ -306,7 +288,7 @@ def test_example_view_marks_what_is_trained():
 
 @given(st.text(), st.text(), st.text())
 def test_splitting_off_the_reflection_loses_no_text(before, reflection, after):
-    step = make_step(0, StepKind.CORRECTION, before + reflection + after, reflection=reflection)
+    step = make_step(before + reflection + after, kind=StepKind.CORRECTION, reflection=reflection)
     parts = split_reflection(step)
     assert "".join(parts) == step.text
     assert parts[1] == reflection

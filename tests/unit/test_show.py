@@ -2,57 +2,38 @@
 
 from io import StringIO
 
+from builders import make_step, make_task, make_trajectory
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from step_ray.show import show_trajectory, visible
-from step_ray.types import (
-    Author,
-    Message,
-    Source,
-    Step,
-    StepKind,
-    StopReason,
-    Task,
-    Trajectory,
-    Verdict,
-    VerdictLabel,
-)
+from step_ray.types import Message, StepKind, StopReason, Trajectory, Verdict, VerdictLabel
 
 
-def make_trajectory(observation: str = "Nothing happens.") -> Trajectory:
-    steps = (
-        Step(
-            index=0,
-            kind=StepKind.ERROR,
-            author=Author.STUDENT,
-            text="Thought: Mugs [red]are[/red] here.\nAction: take mug 1",
-            thought="",
-            action="take mug 1",
-            observation=observation,
-            verdict=Verdict(label=VerdictLabel.ERROR, error_type="no_op"),
-        ),
-        Step(
-            index=1,
-            kind=StepKind.CORRECTION,
-            author=Author.TEACHER,
-            text="Thought: No mug here. Go on.\nAction: go to shelf 1",
-            thought="Go on.",
-            action="go to shelf 1",
-            reflection="No mug here.",
-        ),
+def episode(observation: str = "Nothing happens.") -> Trajectory:
+    error = make_step(
+        "Thought: Mugs [red]are[/red] here.\nAction: take mug 1",
+        observation,
+        StepKind.ERROR,
+        verdict=Verdict(label=VerdictLabel.ERROR, error_type="no_op"),
     )
-    return Trajectory(
-        trajectory_id="alfworld/train/g1#self_reflected#0",
-        task=Task(task_id="g1", env="alfworld", split="train", goal="find a mug"),
+    correction = make_step(
+        "Thought: No mug here. Go on.\nAction: go to shelf 1",
+        None,
+        StepKind.CORRECTION,
+        index=1,
+        reflection="No mug here.",
+    )
+    return make_trajectory(
+        error,
+        correction,
+        name="alfworld/train/g1#self_reflected#0",
+        task=make_task("g1", goal="find a mug"),
         prompt=(Message(role="system", content="Act in the house."),),
-        steps=steps,
         reward=0.0,
         success=False,
         stop_reason=StopReason.LLM_ERROR,
-        source=Source.SELF_REFLECTED,
-        seed=0,
         error="student base: no answer",
         models={"student": "base"},
     )
@@ -65,7 +46,7 @@ def shown(trajectory: Trajectory, styles: bool = False) -> str:
 
 
 def test_every_part_of_the_episode_is_shown_in_order():
-    text = shown(make_trajectory())
+    text = shown(episode())
     parts = [
         "alfworld/train/g1#self_reflected#0",
         "find a mug, student base",
@@ -85,15 +66,15 @@ def test_every_part_of_the_episode_is_shown_in_order():
 
 
 def test_markup_in_a_step_is_text():
-    assert "Mugs [red]are[/red] here." in shown(make_trajectory())
+    assert "Mugs [red]are[/red] here." in shown(episode())
 
 
 def test_reflection_has_its_own_colour():
-    assert "\x1b[33mNo mug here.\x1b[0m" in shown(make_trajectory(), styles=True)
+    assert "\x1b[33mNo mug here.\x1b[0m" in shown(episode(), styles=True)
 
 
 def test_escape_sequence_in_an_observation_is_written_out():
-    text = shown(make_trajectory(observation="\x1b]0;owned\x07 ok"))
+    text = shown(episode(observation="\x1b]0;owned\x07 ok"))
     assert "\x1b" not in text and "\x07" not in text
     assert r"> \x1b]0;owned\x07 ok" in text
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from builders import make_step, make_task, make_trajectory
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,17 +17,7 @@ from step_ray.stats import (
     t_quantile,
     wilson_interval,
 )
-from step_ray.types import (
-    ERROR_STOPS,
-    TRUNCATED_STOPS,
-    Author,
-    Source,
-    Step,
-    StepKind,
-    StopReason,
-    Task,
-    Trajectory,
-)
+from step_ray.types import ERROR_STOPS, TRUNCATED_STOPS, StopReason, Trajectory
 
 
 def episode(
@@ -37,27 +28,13 @@ def episode(
     observations: tuple[str, ...] = (),
     task_type: str = "pick",
 ) -> Trajectory:
-    steps = tuple(
-        Step(
-            index=i,
-            kind=StepKind.ACT,
-            author=Author.STUDENT,
-            text="Action: look",
-            thought="",
-            action="look",
-            observation=observation,
-        )
-        for i, observation in enumerate(observations)
-    )
-    return Trajectory(
-        trajectory_id=f"{task}#student#{seed}",
-        task=Task(task_id=task, env="alfworld", split="x", goal="g", task_type=task_type),
-        prompt=(),
-        steps=steps,
+    return make_trajectory(
+        *(make_step(observation=observation) for observation in observations),
+        name=f"{task}#student#{seed}",
+        task=make_task(task, task_type=task_type),
         reward=float(success),
         success=success,
         stop_reason=stop,
-        source=Source.STUDENT,
         seed=seed,
     )
 

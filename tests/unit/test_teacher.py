@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from builders import make_step
 
 from step_ray.config import TeacherConfig
 from step_ray.envs.alfworld.env import AlfworldEnv
@@ -20,16 +21,7 @@ from step_ray.teacher import (
     StepView,
     teacher_messages,
 )
-from step_ray.types import (
-    Author,
-    Source,
-    Step,
-    StepKind,
-    StopReason,
-    Task,
-    Verdict,
-    VerdictLabel,
-)
+from step_ray.types import Source, StepKind, StopReason, Task, Verdict, VerdictLabel
 
 TASK = Task(task_id="t/1", env="alfworld", split="train", goal="")
 ROOM = """You are in the middle of a room. Looking around you, you see a desk 1, and a shelf 1.
@@ -51,15 +43,7 @@ GOOD_REPLY = '{"verdict": "good", "reflection": "", "thought": "", "action": ""}
 
 
 def step(action, observation):
-    return Step(
-        index=0,
-        kind=StepKind.ACT,
-        author=Author.STUDENT,
-        text=f"Thought: I try.\nAction: {action}",
-        thought="I try.",
-        action=action,
-        observation=observation,
-    )
+    return make_step(f"Thought: I try.\nAction: {action}", observation, thought="I try.")
 
 
 def view(candidate=None, **fields):
