@@ -23,6 +23,10 @@ from step_ray.render import Renderer
 from step_ray.student import load_model, load_tokenizer
 
 
+RETRY_AFTER_S = 1
+"""What a client is told to wait when there is no room, or no model yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     prompt: list[int]
@@ -58,13 +62,19 @@ class GenerationThread:
         self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._running: dict[int, _Job] = {}
         self._is_closing = False
+        self.num_open = 0
+        """Requests that have no answer yet."""
         threading.Thread(target=self._run, name="generation", daemon=True).start()
 
     async def generate(self, prompt: list[int], params: SamplingParams) -> Generated:
         """Continue one prompt together with those of other callers."""
         job = _Job(prompt, params)
         self._waiting.put(job)
-        return await asyncio.wrap_future(job.answer)
+        self.num_open += 1
+        try:
+            return await asyncio.wrap_future(job.answer)
+        finally:
+            self.num_open -= 1
 
     def close(self) -> None:
         """End the thread once all requests made so far are answered."""
@@ -118,8 +128,21 @@ class _Loaded:
 
     name: str
     max_length: int
+    max_open: int | None
+    """Requests at once, in the batch and waiting; None: no limit."""
     renderer: Renderer
     thread: GenerationThread
+
+    def refuse_if_full(self) -> None:
+        """Serve's own limit would answer in plain text, before any of our code runs."""
+        if self.max_open is not None and self.thread.num_open >= self.max_open:
+            raise ApiError(
+                503,
+                f"{self.thread.num_open} requests are being answered or wait; try again later",
+                kind="server_error",
+                code="overloaded",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
 
 @serve.deployment(max_constructor_retry_count=3)
@@ -166,12 +189,14 @@ class AgentServer:
         model = load_model(spec["model_dir"], spec["dtype"])
         cast(torch.nn.Module, model).to(self._device)
         max_length: int = spec["max_length"]
+        max_queued: int = spec["max_queued_requests"]
         generator = BatchGenerator(
             model, tokenizer, max_length=max_length, prefix_cache_mb=self._prefix_cache_mb
         )
         return _Loaded(
             name=spec["served_name"],
             max_length=max_length,
+            max_open=None if max_queued < 0 else self._batching["max_batch_size"] + max_queued,
             renderer=Renderer(tokenizer, max_length),
             thread=GenerationThread(generator, **self._batching),
         )
@@ -184,6 +209,7 @@ class AgentServer:
     async def chat(self, request: ChatRequest) -> ChatAnswer:
         """Answer one conversation; see `ChatBackend.chat`."""
         loaded = self._ready()
+        loaded.refuse_if_full()
         try:
             prompt = loaded.renderer.render_prompt([m.to_message() for m in request.messages])
         except StepRayError as exc:
@@ -200,7 +226,12 @@ class AgentServer:
 
     def _ready(self) -> _Loaded:
         if self._loaded is None:
-            raise ApiError(503, "the model is being loaded", kind="server_error")
+            raise ApiError(
+                503,
+                "the model is being loaded; try again later",
+                kind="server_error",
+                retry_after_s=RETRY_AFTER_S,
+            )
         return self._loaded
 
 

@@ -256,8 +256,8 @@ class ServeConfig(Section):
     """How long an idle replica gathers requests before it starts to generate."""
     num_threads: int = Field(default=1, ge=1)
     """Torch threads per replica on CPU."""
-    max_queued_requests: int = -1
-    """Waiting requests before HTTP 503; -1: no limit."""
+    max_queued_requests: int = Field(default=-1, ge=-1)
+    """Requests that wait at a replica beside its batch before HTTP 503; -1: no limit."""
     api_key_env: str = ""
     """Environment variable that holds the key clients must send; empty: no key."""
 

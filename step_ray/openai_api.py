@@ -151,9 +151,11 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
         code: str | None = None,
         param: str | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -268,7 +270,7 @@ def _json(body: BaseModel) -> Response:
 def _add_error_handlers(api: FastAPI) -> None:
     @api.exception_handler(ApiError)
     async def known(request: Request, exc: ApiError) -> JSONResponse:
-        return JSONResponse(exc.body, status_code=exc.status)
+        return JSONResponse(exc.body, status_code=exc.status, headers=exc.headers)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, exc: RequestValidationError) -> JSONResponse:

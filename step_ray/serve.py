@@ -19,7 +19,7 @@ import openai
 import ray
 from pydantic import Field, model_validator
 from ray import serve
-from ray.serve.config import BackpressureConfig, RequestRouterConfig
+from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
 
 from step_ray.agent_server import AgentServer
@@ -30,8 +30,6 @@ from step_ray.student import check_init, resolve_init
 
 APP_NAME = "step_ray_agent"
 SESSION_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-RETRY_AFTER_S = 1.0
-"""What a client is told to wait when the queue is full."""
 
 
 class ServeArgs(ServeConfig):
@@ -60,6 +58,7 @@ class ServeArgs(ServeConfig):
             "served_name": self.served_name,
             "max_length": self.max_length,
             "dtype": self.dtype,
+            "max_queued_requests": self.max_queued_requests,
         }
 
 
@@ -107,10 +106,9 @@ def _options(args: ServeArgs) -> dict[str, Any]:
             "num_cpus": args.cpus_per_replica,
             "num_gpus": args.gpus_per_replica,
         },
-        # one batch in work, and the next one waiting in the replica
-        "max_ongoing_requests": 2 * args.max_batch_size,
-        "max_queued_requests": args.max_queued_requests,
-        "backpressure_config": BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
+        # One batch in work, and the next one waiting in the replica; with a limit, all that may wait
+        # and room for those that are refused, for the replica itself refuses (agent_server.py).
+        "max_ongoing_requests": 2 * args.max_batch_size + max(0, args.max_queued_requests),
         "user_config": args.model_spec(),
         # An episode (header x-session-id) stays where its prefix is cached. Set for one replica,
         # too: a proxy keeps the router that it started with when replicas are added.

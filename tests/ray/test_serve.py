@@ -212,12 +212,13 @@ def test_a_full_queue_is_503_with_retry_after(endpoint, folders):
         url = f"{endpoint.base_url}/chat/completions"
         return httpx.post(url, json=body, headers=headers, timeout=60)
 
-    # more than 2 replicas x 2 batches of 8, and the queue of 1
+    # more than 2 replicas x a batch of 8 and a queue of 1
     with ThreadPoolExecutor(60) as pool:
         answers = list(pool.map(send, range(60)))
     refused = [answer for answer in answers if answer.status_code == 503]
     assert {answer.status_code for answer in answers} == {200, 503}
     assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+    assert {answer.json()["error"]["code"] for answer in refused} == {"overloaded"}
 
 
 @pytest.mark.slow

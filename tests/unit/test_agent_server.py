@@ -71,6 +71,18 @@ def test_a_closed_thread_answers_what_it_was_asked_and_ends():
     assert (len(answers), started.is_alive()) == (7, False)
 
 
+def test_requests_count_as_open_until_they_are_answered_or_gone(thread):
+    async def send():
+        tasks = [asyncio.create_task(thread.generate(p, PARAMS)) for p in PROMPTS]
+        await asyncio.sleep(0)
+        tasks[-1].cancel()
+        during = thread.num_open
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return during, thread.num_open
+
+    assert asyncio.run(send()) == (7, 0)
+
+
 def request(**fields):
     return ChatRequest(model="m", messages=[{"role": "user", "content": "go"}], **fields)
 

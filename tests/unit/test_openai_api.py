@@ -19,6 +19,8 @@ class Echo:
         text = request.messages[-1].to_message().content
         if text == "too long":
             raise ApiError(400, "it does not fit", code="context_length_exceeded")
+        if text == "too many":
+            raise ApiError(503, "no room", kind="server_error", code="overloaded", retry_after_s=1)
         if text == "crash":
             raise RuntimeError("secret detail")
         return ChatAnswer(text=text, finish_reason="stop", prompt_tokens=3, completion_tokens=2)
@@ -41,6 +43,14 @@ def test_a_chat_is_answered_with_its_usage():
     assert body["choices"][0]["finish_reason"] == "stop"
     usage = [body["usage"][k] for k in ("prompt_tokens", "completion_tokens", "total_tokens")]
     assert usage == [3, 2, 5]
+
+
+def test_a_refusal_for_want_of_room_is_openais_error_and_says_when_to_come_again():
+    answer = call("POST", CHAT, json={**ASK, "messages": [{"role": "user", "content": "too many"}]})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    error = {"message": "no room", "type": "server_error", "param": None, "code": "overloaded"}
+    assert answer.json() == {"error": error}
+    assert "retry-after" not in call("POST", CHAT, json={}).headers
 
 
 def test_content_parts_are_joined():
