@@ -22,7 +22,6 @@ from step_ray.openai_api import ApiError, ChatAnswer, ChatRequest, make_api
 from step_ray.render import Renderer
 from step_ray.student import load_model, load_tokenizer
 
-
 RETRY_AFTER_S = 1
 """What a client is told to wait when there is no room, or no model yet."""
 

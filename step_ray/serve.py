@@ -106,8 +106,8 @@ def _options(args: ServeArgs) -> dict[str, Any]:
             "num_cpus": args.cpus_per_replica,
             "num_gpus": args.gpus_per_replica,
         },
-        # One batch in work, and the next one waiting in the replica; with a limit, all that may wait
-        # and room for those that are refused, for the replica itself refuses (agent_server.py).
+        # One batch in work, and the next one waiting in the replica. With a limit: all that may
+        # wait, and room for what is refused, for the replica itself refuses (agent_server.py).
         "max_ongoing_requests": 2 * args.max_batch_size + max(0, args.max_queued_requests),
         "user_config": args.model_spec(),
         # An episode (header x-session-id) stays where its prefix is cached. Set for one replica,
