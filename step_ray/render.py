@@ -52,6 +52,14 @@ class _Chat:
     text: str
     hidden: str
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no content spells a special token."""
+        return self.hidden == self.text
+
+    def __getitem__(self, part: slice) -> "_Chat":
+        return _Chat(self.text[part], self.hidden[part])
+
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
@@ -111,7 +119,7 @@ class Renderer:
             return None
         spans = (*trained, *masked)
         indices = sorted({span.message for span in spans})
-        turns = {index: self._turn(messages, index, full.text, tokens) for index in indices}
+        turns = {index: self._turn(messages, index, full, tokens) for index in indices}
         cuts = self._cuts(messages, spans, full.text)
         return Rendered(
             input_ids=tuple(tokens.ids),
@@ -119,17 +127,18 @@ class Renderer:
             error_mask=_mask(tokens, masked, turns, cuts),
         )
 
-    def _turn(self, messages: Sequence[Message], index: int, text: str, tokens: _Tokens) -> range:
+    def _turn(self, messages: Sequence[Message], index: int, full: _Chat, tokens: _Tokens) -> range:
         """Token range of one assistant message, from the renderings of message prefixes."""
         assert messages[index].role == "assistant", f"message {index} is not the agent's"
         chat = self._chat(messages[:index], generation=True)
         done = self._apply(messages[: index + 1], generation=False)
-        if not text.startswith(done):
+        if not full.text.startswith(done):
             raise TemplateError(_fault(index, "changes once later messages follow"))
-        prompt = self._encoder.encode(chat).ids
-        if not done.startswith(chat.text) or tokens.ids[: len(prompt)] != prompt:
+        is_prefix = done.startswith(chat.text)
+        first = self._encoder.prefix_length(chat, full, tokens) if is_prefix else None
+        if first is None:
             raise TemplateError(_fault(index, "does not begin with the tokens of its prompt"))
-        first, last = len(prompt), bisect_left(tokens.offsets, len(done), key=_start)
+        last = bisect_left(tokens.offsets, len(done), key=_start)
         ends = (i + 1 for i in reversed(range(first, last)) if tokens.ids[i] in self._turn_ends)
         return range(first, next(ends, last))
 
@@ -198,15 +207,41 @@ class _Encoder:
         added = self._backend.get_added_tokens_decoder()
         self._special = {id_: token for id_, token in added.items() if token.special}
         self.special_ids = frozenset(self._special) - {unk_id}
+        self._anchors = frozenset(id_ for id_ in self.special_ids if _is_anchor(self._special[id_]))
         texts = sorted((token.content for token in self._special.values()), key=len, reverse=True)
         self.specials = re.compile("|".join(map(re.escape, texts)) if texts else r"(?!)")
 
     def encode(self, chat: _Chat) -> _Tokens:
         """One call of the tokenizer; it adds nothing, for templates write their own BOS."""
-        if chat.hidden == chat.text:
-            encoding = self._backend.encode(chat.text, add_special_tokens=False)
-            return _Tokens(encoding.ids, encoding.offsets)
-        return self._encode_renamed(chat)
+        return self._encode_plain(chat) if chat.is_plain else self._encode_renamed(chat)
+
+    def prefix_length(self, part: _Chat, whole: _Chat, tokens: _Tokens) -> int | None:
+        """How many tokens `part` has, if they are the first of `tokens`; None if they are not.
+
+        Only what follows the last special token inside `part` is encoded: a tokenizer cuts the text
+        at special tokens before anything else and encodes the pieces one by one, so what comes
+        before is the same in both. `encode(part)` would give the same answer in quadratic time.
+
+        Args:
+            part: its text is a prefix of that of `whole`.
+            whole: the conversation.
+            tokens: `encode(whole)`.
+        """
+        encode = self._encode_plain if part.is_plain else self._encode_renamed
+        anchor = bisect_right(tokens.offsets, len(part.text), key=_stop) - 1
+        while anchor >= 0 and tokens.ids[anchor] not in self._anchors:
+            anchor -= 1
+        if anchor < 0 or part.is_plain != whole.is_plain or part != whole[: len(part.text)]:
+            anchor, rest = 0, part
+        else:
+            rest = part[tokens.offsets[anchor][0] :]
+        ids = encode(rest).ids
+        end = anchor + len(ids)
+        return end if tokens.ids[anchor:end] == ids else None
+
+    def _encode_plain(self, chat: _Chat) -> _Tokens:
+        encoding = self._backend.encode(chat.text, add_special_tokens=False)
+        return _Tokens(encoding.ids, encoding.offsets)
 
     def _encode_renamed(self, chat: _Chat) -> _Tokens:
         """`encode` with the second encoder; the same ids where there is nothing to keep apart."""
@@ -255,6 +290,11 @@ class _Encoder:
         renamed = self.specials.sub(lambda match: self._names[match[0]], chat.hidden)
         pairs = zip(renamed, chat.text, strict=True)
         return "".join(text if name == _MARK else name for name, text in pairs)
+
+
+def _is_anchor(token: AddedToken) -> bool:
+    """Whether a special token is found by its own text alone, whatever stands around it."""
+    return not (token.lstrip or token.rstrip or token.single_word or token.normalized)
 
 
 def _bare(tokenizer: Tokenizer) -> Tokenizer:

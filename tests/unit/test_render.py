@@ -111,6 +111,19 @@ def test_the_prompt_of_every_trained_turn_is_a_token_prefix(name, contents):
     assert rendered.input_ids[-1] == subject.tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("name", RENDERERS)
+@given(contents=st.lists(texts, min_size=5, max_size=5), data=st.data())
+def test_the_tokens_of_a_prefix_are_those_that_encoding_it_alone_gives(name, contents, data):
+    subject = RENDERERS[name]
+    whole = subject._chat(conversation(*contents), generation=False)
+    part = whole[: data.draw(st.integers(1, len(whole.text)))]
+    encoder = subject._encoder
+    tokens, alone = encoder.encode(whole), encoder.encode(part).ids
+
+    expected = len(alone) if tokens.ids[: len(alone)] == alone else None
+    assert encoder.prefix_length(part, whole, tokens) == expected
+
+
 @given(contents=st.lists(texts, min_size=5, max_size=5))
 def test_no_text_in_a_message_becomes_a_special_token(contents):
     subject = RENDERERS["byte_level"]
