@@ -24,12 +24,14 @@ ROW = "{:32}{:>7}{:>7}{:>8}{:>16}{:>12}"
 
 async def play_all(games: Sequence[Path], max_steps: int) -> dict[str, list[Trajectory]]:
     """One episode per game, by task type."""
-    expert, env = ExpertStudent("alfworld"), make_env("alfworld")
+    env = make_env("alfworld")
     settings = EpisodeSettings(prompt="alfworld_v1", max_steps=max_steps)
     episodes: dict[str, list[Trajectory]] = {}
     for game in games:
         task = alfworld_task(str(game), game.parent, seed=0)
-        episode = await run_episode(task, env, expert, settings=settings, source=Source.EXPERT)
+        episode = await run_episode(
+            task, env, ExpertStudent(task), settings=settings, source=Source.EXPERT
+        )
         episodes.setdefault(game.parts[-3].partition("-")[0], []).append(episode)
     return episodes
 

@@ -160,13 +160,13 @@ def play(
     """Play a game by hand, with valid actions, hints and undo."""
     import tempfile
 
-    from step_ray.envs import load_expert, make_env
+    from step_ray.envs import make_env, make_expert
     from step_ray.play import Session, alfworld_task
     from step_ray.play import play as play_session
 
     with tempfile.TemporaryDirectory() as folder:
         task = alfworld_task(game, Path(folder), seed)
-        session = Session(make_env(env, engine=engine), task, load_expert(env))
+        session = Session(make_env(env, engine=engine), task, make_expert(task))
         play_session(session, _typed_lines(), print)
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from step_ray.config import TeacherConfig
+from step_ray.config import CollectConfig, TeacherConfig
+from step_ray.envs.base import Row, RowMapper
 from step_ray.errors import ConfigError, EpisodesError
 from step_ray.rollout import trajectory_id
 from step_ray.runner import EpisodePlan, EpisodeRunner
@@ -163,6 +164,27 @@ def _episode_rows(manifest: Path, plan: EpisodePlan, spent: int) -> Iterator[dic
         )
     )
     yield from dataset.iter_rows()
+
+
+def row_mapper(config: CollectConfig) -> RowMapper:
+    """Runs a class over rows on as many actors as a collection has; Ray must be running."""
+
+    def run(
+        worker: type[Callable[[Row], Row]], arguments: Mapping[str, Any], rows: Sequence[Row]
+    ) -> Iterator[Row]:
+        dataset = (
+            ray.data.from_items(list(rows))
+            .repartition(target_num_rows_per_block=1, strict=True)
+            .map(
+                worker,
+                fn_constructor_kwargs=dict(arguments),
+                num_cpus=config.cpus_per_actor,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.num_actors),
+            )
+        )
+        yield from dataset.iter_rows()
+
+    return run
 
 
 def _write_manifest(path: Path, pairs: Sequence[tuple[Task, int]]) -> None:

@@ -11,28 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
 
-TASK_TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names that are folders of a run."""
 BASE = "base"
 """Name of the base agent among the models."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class RayConfig(Section):
@@ -104,31 +91,6 @@ class TeacherConfig(Section):
         if self.kind == "llm" and not (self.base_url and self.model):
             raise ValueError("teacher.kind is 'llm': give teacher.base_url and teacher.model")
         return self
-
-
-class GeneratorConfig(Section):
-    """Games made on the spot (`env.source: generated`)."""
-
-    size: Literal["tiny", "small", "full"] = "small"
-    """How many receptacles and objects a room has."""
-    seed: int = 0
-
-
-class EnvConfig(Section):
-    """The text environment."""
-
-    name: str = "alfworld"
-    source: Literal["generated", "official"] = "generated"
-    """`official` reads the games under `data_dir`."""
-    engine: Literal["native", "textworld"] = "native"
-    data_dir: str = "${ALFWORLD_DATA}"
-    """Folder that holds json_2.1.1; environment variables are expanded."""
-    max_steps: int = Field(default=40, ge=1)
-    """Actions per episode, corrections included."""
-    prompt: str = "alfworld_v1"
-    """Instruction text, the same in collection, training and evaluation."""
-    generator: GeneratorConfig = GeneratorConfig()
-    task_types: tuple[str, ...] = TASK_TYPES
 
 
 class TasksConfig(Section):
@@ -286,15 +248,17 @@ class RunConfig(Section):
     env: EnvConfig = EnvConfig()
     tasks: TasksConfig = TasksConfig()
     train: TrainConfig = TrainConfig()
-    train_arm: dict[str, Any] = {}
+    train_arm: dict[str, Any] = Field(default={})
     """Fields of `train` that differ for the arms (after the base agent)."""
     collect: CollectConfig = CollectConfig()
     dataset: DatasetConfig = DatasetConfig()
-    arms: dict[str, Recipe] = {
-        "golden_only": Recipe(golden_collect=True, match="trajectories"),
-        "step": Recipe(self_reflected=True),
-        "step_no_mask": Recipe(self_reflected=True, mask_errors=False),
-    }
+    arms: dict[str, Recipe] = Field(
+        default={
+            "golden_only": Recipe(golden_collect=True, match="trajectories"),
+            "step": Recipe(self_reflected=True),
+            "step_no_mask": Recipe(self_reflected=True, mask_errors=False),
+        }
+    )
     """Trained and evaluated next to the base agent, in this order."""
     serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

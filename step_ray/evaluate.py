@@ -63,4 +63,5 @@ def evaluate(
         config.evaluate.confidence,
         seconds=summary.seconds,
         seed=seeds[0],
+        scoring=config.env.scoring,
     )

@@ -33,10 +33,10 @@ class Check:
 def preflight(config: RunConfig) -> list[Check]:
     """Look at all that can be known before any work: model, games, key, teacher endpoint."""
     from step_ray.collect import check_teacher_key
+    from step_ray.envs import task_source
     from step_ray.llm import check_endpoint
     from step_ray.react import load_prompt
     from step_ray.student import check_init
-    from step_ray.tasks import games_dir
 
     teacher = config.teacher
 
@@ -47,7 +47,7 @@ def preflight(config: RunConfig) -> list[Check]:
     def environment_is_known() -> None:
         from step_ray.envs import make_env
 
-        make_env(config.env.name, engine=config.env.engine).close()
+        make_env(config.env.name, **config.env.options()).close()
 
     def prompts_are_known() -> None:
         for version in (config.env.prompt, teacher.prompt):
@@ -56,7 +56,7 @@ def preflight(config: RunConfig) -> list[Check]:
     checks: dict[str, Callable[[], object]] = {
         f"environment {config.env.name}": environment_is_known,
         f"prompts {config.env.prompt}, {teacher.prompt}": prompts_are_known,
-        f"games ({config.env.source})": lambda: games_dir(config),
+        "tasks": lambda: task_source(config.env.name).check(config),
     }
     if teacher.kind == "llm":
         checks[f"teacher {teacher.model} at {teacher.base_url}"] = teacher_answers

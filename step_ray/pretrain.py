@@ -130,17 +130,21 @@ def play_corpus(plan: PretrainPlan, folder: Path) -> tuple[list[Trajectory], lis
     ]
     clean = EpisodeSettings(prompt=plan.prompt, max_steps=60)
     wild = EpisodeSettings(prompt=EXPLORE_PROMPT, max_steps=plan.explore_steps)
-    expert = asyncio.run(_play(tasks, ExpertStudent("alfworld"), clean, Source.EXPERT, plan.seed))
+    expert = asyncio.run(_play(tasks, ExpertStudent, clean, Source.EXPERT, plan.seed))
     some = tasks[:: plan.explore_every]
-    return expert, asyncio.run(_play(some, Explorer(), wild, Source.STUDENT, plan.seed))
+    return expert, asyncio.run(_play(some, lambda task: Explorer(), wild, Source.STUDENT, plan.seed))
 
 
 async def _play(
-    tasks: Sequence[Task], player: ChatModel, settings: EpisodeSettings, source: Source, seed: int
+    tasks: Sequence[Task],
+    player: Callable[[Task], ChatModel],
+    settings: EpisodeSettings,
+    source: Source,
+    seed: int,
 ) -> list[Trajectory]:
     return [
         await run_episode(
-            task, make_env("alfworld"), player, settings=settings, source=source, seed=seed
+            task, make_env("alfworld"), player(task), settings=settings, source=source, seed=seed
         )
         for task in tasks
     ]

@@ -11,9 +11,9 @@ the error stays in the text. Then the student goes on.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 from step_ray import __version__
@@ -49,6 +49,7 @@ from step_ray.types import (
     Usage,
     Verdict,
     VerdictLabel,
+    best_sum,
 )
 
 FORMAT_NOTICE = "Your answer could not be read. Give one Thought and one Action."
@@ -78,7 +79,8 @@ class EpisodeSettings:
     prompt: str
     """Instruction version, see react.load_prompt."""
     max_steps: int = 40
-    """Assistant turns per episode, corrections included."""
+    max_steps_by_type: Mapping[str, int] = field(default_factory=dict)
+    """Assistant turns per episode, corrections included: in general, and by task type."""
     max_new_tokens: int = 256
     temperature: float = 0.0
     max_format_errors: int = 3
@@ -90,6 +92,10 @@ class EpisodeSettings:
     show_admissible: bool = True
     step_timeout_s: float = 300.0
     episode_timeout_s: float = 3600.0
+
+    def limit(self, task: Task) -> int:
+        """Assistant turns for an episode of this task."""
+        return self.max_steps_by_type.get(task.task_type, self.max_steps)
 
 
 async def run_episode(
@@ -171,7 +177,7 @@ class _Episode:
 
     async def _student_turn(self) -> StopReason | None:
         """One answer of the student, judged and corrected; a reason when the episode is over."""
-        if len(self._steps) >= self._settings.max_steps:
+        if len(self._steps) >= self._settings.limit(self._task):
             return StopReason.MAX_STEPS
         candidate = await self._ask_student()
         if self._teacher is not None and self._settings.before_execution:
@@ -193,7 +199,7 @@ class _Episode:
             self._steps.append(step)
             if not self._needs_correction(step):
                 return self._format_stop()
-            if len(self._steps) >= self._settings.max_steps:
+            if len(self._steps) >= self._settings.limit(self._task):
                 return StopReason.MAX_STEPS
             step, answer = await self._execute(self._correction(step.verdict))
             if answer is not None and answer.done:
@@ -369,7 +375,8 @@ class _Episode:
             task=self._task,
             prompt=self._prompt,
             steps=steps,
-            reward=self._reward,
+            reward=round(self._reward, 6),
+            best_reward=best_sum(steps),
             success=self._success,
             stop_reason=stop,
             source=source,

@@ -71,6 +71,11 @@ class EpisodePlan:
     max_error_share: float = 0.0
     """Share of the episodes that may end by a fault of the machinery."""
 
+    @property
+    def uses_expert(self) -> bool:
+        """The environment's expert plays or teaches."""
+        return self.student is None or (self.teacher is not None and self.teacher.kind == "oracle")
+
     @classmethod
     def from_config(
         cls,
@@ -90,7 +95,7 @@ class EpisodePlan:
             source=source,
             settings=_episode_settings(config, temperature),
             env=config.env.name,
-            env_options={"engine": config.env.engine},
+            env_options=config.env.options(),
             student=student,
             teacher=teacher,
             references=references or {},
@@ -110,6 +115,7 @@ def _episode_settings(config: RunConfig, temperature: float) -> EpisodeSettings:
     return EpisodeSettings(
         prompt=env.prompt,
         max_steps=env.max_steps,
+        max_steps_by_type=env.max_steps_by_type,
         max_new_tokens=collect.max_new_tokens,
         temperature=temperature,
         max_format_errors=collect.max_format_errors,
@@ -158,19 +164,18 @@ class EpisodeRunner:
         self._student: ChatModel | None = None
         self._teacher: Teacher | None = None
 
-    def _open(self) -> ChatModel:
-        """Clients are made inside the event loop that uses them."""
+    def _open(self, task: Task) -> ChatModel:
+        """Who plays the task; clients are made inside the event loop that uses them."""
         plan = self._plan
-        if self._student is None:
+        if self._teacher is None:
             # the teacher first: if it cannot be made, no episode may be played without it
             self._teacher = self._make_teacher()
-            self._student = (
-                plan.student.connect(
-                    timeout_s=plan.settings.step_timeout_s,
-                    max_concurrency=plan.episodes_per_actor,
-                )
-                if plan.student
-                else ExpertStudent(plan.env)
+        if plan.student is None:
+            return ExpertStudent(task)
+        if self._student is None:
+            self._student = plan.student.connect(
+                timeout_s=plan.settings.step_timeout_s,
+                max_concurrency=plan.episodes_per_actor,
             )
         return self._student
 
@@ -204,7 +209,7 @@ class EpisodeRunner:
 
     async def _play(self, task: Task, seed: int) -> Trajectory:
         plan = self._plan
-        student = self._open()
+        student = self._open(task)
         env = make_env(plan.env, **plan.env_options)
         try:
             return await run_episode(

@@ -94,16 +94,14 @@ def _tasks(config: RunConfig) -> Stage:
     settings: dict[str, Any] = {
         "seed": config.seed,
         "tasks": config.tasks.model_dump(),
-        "env": config.env.model_dump(include={"name", "source", "generator", "task_types"}),
+        "env": config.env.task_settings(),
     }
-    if config.env.source == "official":
-        settings["env"]["data_dir"] = config.env.data_dir
 
     def run(context: StageContext) -> Mapping[str, Any]:
-        from step_ray.tasks import build_tasks, make_games, write_tasks
+        from step_ray.envs import task_source
+        from step_ray.tasks import build_tasks, write_tasks
 
-        if config.env.source == "generated":
-            make_games(config)
+        task_source(config.env.name).prepare(config)
         lists = build_tasks(config)
         for name in ("expert", "collect", "evaluate"):
             write_tasks(context.root / "tasks" / f"{name}.parquet", getattr(lists, name))
@@ -119,7 +117,7 @@ def _tasks(config: RunConfig) -> Stage:
 
 def _episode_settings(config: RunConfig) -> dict[str, Any]:
     """What defines an episode apart from its players."""
-    return {"env": config.env.model_dump(include={"engine", "max_steps", "prompt"})}
+    return {"env": config.env.episode_settings()}
 
 
 def _expert(config: RunConfig) -> Stage:
@@ -362,10 +360,14 @@ def _play(
     context: StageContext, plan: Any, tasks: str, out: str, seeds: tuple[int, ...]
 ) -> dict[str, Any]:
     """Play a task list under a live counter; gives the summary of what is on disk."""
-    from step_ray.collect import run_episodes
+    from step_ray.collect import row_mapper, run_episodes
+    from step_ray.envs import task_source
     from step_ray.tasks import read_tasks
 
     todo = read_tasks(context.root / "tasks" / f"{tasks}.parquet")
+    if plan.uses_expert:
+        source = task_source(context.config.env.name)
+        todo = source.equip(context.config, todo, row_mapper(context.config.collect))
     done = wins = corrections = 0
     with context.reporter.counter(Path(out).name, len(todo) * len(seeds)) as counter:
 

@@ -9,17 +9,20 @@ episode: one that ended in an error counts as not solved.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
 from step_ray.errors import DataError
+from step_ray.scores import SCORES, best_score, final_score
 from step_ray.types import ERROR_STOPS, TRUNCATED_STOPS, EvalReport, Interval, Trajectory
 
 ENV_NOOP = "Nothing happens."
-"""What the environment answers to an action without effect."""
+"""What ALFWorld answers to an action without effect."""
+ENV_NOOPS = frozenset({ENV_NOOP, "No known action matches that input."})
+"""The same of every environment; ScienceWorld's is for what it does not understand."""
 NUM_RESAMPLES = 10_000
 """Resamples of the bootstrap."""
 
@@ -170,9 +173,11 @@ def success_by_task(trajectories: Iterable[Trajectory]) -> dict[str, float]:
     return _mean_by_task((t.task.task_id, float(t.success)) for t in trajectories)
 
 
-def reward_by_task(trajectories: Iterable[Trajectory]) -> dict[str, float]:
-    """Mean final reward of each task over its episodes, by task id."""
-    return _mean_by_task((t.task.task_id, t.reward) for t in trajectories)
+def score_by_task(
+    trajectories: Iterable[Trajectory], score: Callable[[Trajectory], float] = final_score
+) -> dict[str, float]:
+    """Mean score of each task over its episodes, by task id."""
+    return _mean_by_task((t.task.task_id, score(t)) for t in trajectories)
 
 
 def _mean_by_task(outcomes: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -194,11 +199,16 @@ def success_interval(trajectories: Sequence[Trajectory], confidence: float) -> I
 
 def num_noops(trajectory: Trajectory) -> int:
     """Steps that the environment answered with its no-op text."""
-    return sum((step.observation or "").strip() == ENV_NOOP for step in trajectory.steps)
+    return sum((step.observation or "").strip() in ENV_NOOPS for step in trajectory.steps)
 
 
 def summarize(
-    model: str, trajectories: Sequence[Trajectory], confidence: float, seconds: float, seed: int
+    model: str,
+    trajectories: Sequence[Trajectory],
+    confidence: float,
+    seconds: float,
+    seed: int,
+    scoring: str = "final",
 ) -> EvalReport:
     """The evaluation of one model: counts over episodes, intervals over tasks.
 
@@ -211,6 +221,7 @@ def summarize(
         confidence: Coverage of the intervals.
         seconds: Wall time of the evaluation.
         seed: First seed of the evaluation.
+        scoring: Which score the mean reward is of, see scores.SCORES.
 
     Raises:
         DataError: no trajectories, or one twice.
@@ -229,7 +240,9 @@ def summarize(
         num_truncated=groups["truncated"],
         num_errors=groups["error"],
         success_rate=success_interval(trajectories, confidence),
-        mean_reward=mean_interval(list(reward_by_task(trajectories).values()), confidence),
+        mean_reward=_mean_score(trajectories, SCORES[scoring], confidence),
+        mean_best_reward=_mean_score(trajectories, best_score, confidence),
+        scoring=scoring,
         mean_steps=sum(len(t.steps) for t in trajectories) / num,
         mean_env_noops=sum(num_noops(t) for t in trajectories) / num,
         stop_reasons=dict(Counter(t.stop_reason.value for t in trajectories).most_common()),
@@ -237,6 +250,12 @@ def summarize(
         seconds=seconds,
         seed=seed,
     )
+
+
+def _mean_score(
+    trajectories: Sequence[Trajectory], score: Callable[[Trajectory], float], confidence: float
+) -> Interval:
+    return mean_interval(list(score_by_task(trajectories, score).values()), confidence)
 
 
 def _check_unique(model: str, trajectories: Sequence[Trajectory]) -> None:

@@ -33,6 +33,7 @@ from step_ray.types import (
     Usage,
     Verdict,
     VerdictLabel,
+    best_sum,
 )
 
 _Record = TypeVar("_Record")
@@ -96,6 +97,7 @@ SCHEMA = pa.schema(
         ("engine", pa.string()),
         ("usage", _USAGE),
         ("producer", pa.string()),
+        ("best_reward", pa.float64()),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -116,12 +118,15 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
     """
     _check_version(row.get("schema_version"), f"trajectory {row.get('trajectory_id')!r}")
     try:
+        steps = tuple(_step(step) for step in row["steps"])
+        best = row.get("best_reward")  # rows written before it was recorded have none
         return _build(
             Trajectory,
             row,
+            best_reward=best_sum(steps) if best is None else best,
             task=_build(Task, row["task"], params=dict(row["task"]["params"])),
             prompt=tuple(_build(Message, message) for message in row["prompt"]),
-            steps=tuple(_step(step) for step in row["steps"]),
+            steps=steps,
             stop_reason=StopReason(row["stop_reason"]),
             source=Source(row["source"]),
             models=dict(row["models"]),

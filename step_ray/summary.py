@@ -54,7 +54,12 @@ def _eval(config: RunConfig, model: str, trajectories: list[Trajectory]) -> Eval
     state = RunFolder(config.run_dir).state(f"evaluate:{model}")
     seconds = state.summary["seconds"] if state.status == DONE else 0.0
     return summarize(
-        model, trajectories, config.evaluate.confidence, seconds, config.evaluate.seeds[0]
+        model,
+        trajectories,
+        config.evaluate.confidence,
+        seconds,
+        config.evaluate.seeds[0],
+        config.env.scoring,
     )
 
 

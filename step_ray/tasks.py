@@ -1,29 +1,23 @@
-"""Task lists: which games are U1 (expert), U2 (collect) and evaluation.
+"""Task lists: which tasks are U1 (expert), U2 (collect) and evaluation.
 
-Takes a `RunConfig`, gives `TaskLists` with stable ids, and checks that no evaluation game is in
-training. It makes generated games once, in the run's folder; it plays none.
+Takes a `RunConfig`, gives `TaskLists` with stable ids, and checks that no evaluation task is in
+training. Which tasks there are is the environment's (`envs.base.TaskSource`).
 """
 
 import json
 import random
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
-from step_ray.config import RunConfig, expand_path
-from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
-from step_ray.envs.alfworld.pddl_text import game_fingerprint
-from step_ray.errors import ConfigError, DataError
+from step_ray.config import RunConfig
+from step_ray.envs import task_source
+from step_ray.errors import ConfigError
 from step_ray.store import VERSION_KEY, read_rows, write_table
 from step_ray.types import SCHEMA_VERSION, Task
 
-LAYOUT = "json_2.1.1"
-GAME_FILE = "game.tw-pddl"
-LEFT_OUT = ("movable", "Sliced")
-"""ALFWorld's own filter: paths with these words are no text games."""
 TASK_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("task_id", "env", "split", "goal", "task_type")]
     + [("params", pa.string())],
@@ -42,66 +36,32 @@ class TaskLists:
     """U2: rollouts under the teacher."""
     evaluate: tuple[Task, ...]
     num_duplicates: int = 0
-    """Training games left out because an evaluation game has the same content."""
-
-
-def games_dir(config: RunConfig) -> Path:
-    """Folder that holds `json_2.1.1`.
-
-    Raises:
-        ConfigError: `env.data_dir` is unset or holds no games.
-    """
-    if config.env.source == "generated":
-        return config.run_dir / "games"
-    folder = expand_path("env.data_dir", config.env.data_dir)
-    if not (folder / LAYOUT).is_dir():
-        raise ConfigError(
-            f"env.data_dir: {str(folder)!r} holds no {LAYOUT}; run alfworld-download or mend it"
-        )
-    return folder
-
-
-def make_games(config: RunConfig) -> None:
-    """Write the generated games of the run; files that are already there are left alone."""
-    lists = {
-        "train": config.tasks.num_expert + config.tasks.num_collect,
-        config.tasks.eval_split: config.tasks.num_eval,
-    }
-    for split, num_games in lists.items():
-        spec = GeneratorSpec(
-            seed=config.env.generator.seed,
-            split=split,
-            num_games=num_games,
-            task_types=config.env.task_types,
-            size=config.env.generator.size,
-        )
-        generate_games(spec, games_dir(config))
+    """Training tasks left out because an evaluation task has the same content."""
 
 
 def build_tasks(config: RunConfig) -> TaskLists:
-    """Read the games and deal them out: evaluation first, then U1, then U2.
+    """List the tasks and deal them out: evaluation first, then U1, then U2.
 
-    Which games are taken depends on `seed` and the ids only.
+    Which tasks are taken depends on `seed` and the ids only.
 
     Raises:
-        ConfigError: fewer games than asked for.
+        ConfigError: fewer tasks than asked for.
     """
-    evaluation = _sample(
-        list_tasks(config, config.tasks.eval_split), config.tasks.num_eval, config, "num_eval"
-    )
-    held_out = _fingerprints(evaluation)
-    training = _shuffled(list_tasks(config, "train"), config.seed)
+    source = task_source(config.env.name)
+    evaluation = _sample(source.held_out_tasks(config), config.tasks.num_eval, config, "num_eval")
+    held_out = set(source.fingerprints(evaluation))
+    training = _shuffled(source.training_tasks(config), config.seed)
     wanted = config.tasks.num_expert + config.tasks.num_collect
     kept: list[Task] = []
     num_duplicates = 0
-    for task, fingerprint in zip(training, _fingerprints(training), strict=True):
+    for task, fingerprint in zip(training, source.fingerprints(training), strict=True):
         if fingerprint in held_out:
             num_duplicates += 1
         elif len(kept) < wanted:
             kept.append(task)
     if len(kept) < wanted:
         raise ConfigError(
-            f"tasks.num_expert + tasks.num_collect: {wanted} asked for, {len(kept)} games there;"
+            f"tasks.num_expert + tasks.num_collect: {wanted} asked for, {len(kept)} tasks there;"
             " lower them"
         )
     cut = config.tasks.num_expert
@@ -113,41 +73,9 @@ def build_tasks(config: RunConfig) -> TaskLists:
     )
 
 
-def list_tasks(config: RunConfig, split: str) -> list[Task]:
-    """All playable games of a split, by id.
-
-    Raises:
-        ConfigError: the split's folder is missing.
-    """
-    folder = games_dir(config) / LAYOUT / split
-    if not folder.is_dir():
-        raise ConfigError(f"tasks: the folder {str(folder)!r} of split {split!r} is missing")
-    paths = sorted(folder.glob(f"*/*/{GAME_FILE}"))
-    names = [str(path.relative_to(folder)) for path in paths]
-    tasks = [
-        _task(path, split)
-        for path, name in zip(paths, names, strict=True)
-        if not any(word in name for word in LEFT_OUT)
-    ]
-    wanted = set(config.env.task_types)
-    return [task for task in tasks if task.task_type in wanted]
-
-
-def _task(path: Path, split: str) -> Task:
-    game, trial = path.parts[-3], path.parts[-2]
-    return Task(
-        task_id=f"alfworld/{split}/{game}/{trial}",
-        env="alfworld",
-        split=split,
-        goal="",
-        task_type=game.partition("-")[0],
-        params={"game": str(path.resolve())},
-    )
-
-
 def _sample(tasks: list[Task], count: int, config: RunConfig, key: str) -> list[Task]:
     if len(tasks) < count:
-        raise ConfigError(f"tasks.{key}: {count} asked for, {len(tasks)} games there; lower it")
+        raise ConfigError(f"tasks.{key}: {count} asked for, {len(tasks)} tasks there; lower it")
     return sorted(_shuffled(tasks, config.seed)[:count], key=lambda task: task.task_id)
 
 
@@ -155,20 +83,6 @@ def _shuffled(tasks: Iterable[Task], seed: int) -> list[Task]:
     ordered = sorted(tasks, key=lambda task: task.task_id)
     random.Random(f"tasks/{seed}").shuffle(ordered)
     return ordered
-
-
-def _fingerprints(tasks: Sequence[Task]) -> list[str]:
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(_fingerprint, tasks))
-
-
-def _fingerprint(task: Task) -> str:
-    path = Path(task.params["game"])
-    try:
-        problem = json.loads(path.read_text(encoding="utf-8"))["pddl_problem"]
-    except (OSError, ValueError, KeyError) as exc:
-        raise DataError(f"game {str(path)!r} cannot be read; remove or replace it") from exc
-    return game_fingerprint(problem)
 
 
 def write_tasks(path: Path, tasks: Sequence[Task]) -> None:

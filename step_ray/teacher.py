@@ -13,9 +13,8 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from step_ray.config import TeacherConfig
-from step_ray.envs import load_expert
-from step_ray.envs.base import Expert
-from step_ray.errors import ContextLengthError, LLMError, TeacherError
+from step_ray.envs import has_expert, make_expert
+from step_ray.errors import ContextLengthError, DataError, LLMError, TeacherError
 from step_ray.llm import ChatModel, Completion
 from step_ray.player import HistoryPlayer
 from step_ray.react import load_prompt
@@ -75,21 +74,24 @@ class Teacher(Protocol):
 
 
 class OracleTeacher:
-    """The environment's expert as a teacher: it knows only what the agent has seen."""
+    """The environment's expert as a teacher.
+
+    ALFWorld's knows only what the agent has seen, ScienceWorld's knows a gold path.
+    """
 
     def __init__(self, env: str) -> None:
+        has_expert(env)
         self.name = f"oracle:{env}"
-        self._expert: Expert = load_expert(env)
 
     async def judge(self, view: StepView) -> Judgement:
         """Judge by rule; see the environment's judge module."""
         history = executed_pairs(view.history)
         step = view.candidate
         try:
-            verdict = self._expert.judge(
+            verdict = make_expert(view.task).judge(
                 view.first_observation, history, step.action, step.observation
             )
-        except ValueError as exc:
+        except (ValueError, DataError) as exc:
             raise TeacherError(f"oracle on {view.task.task_id}: {exc}") from exc
         return Judgement(verdict=verdict)
 
@@ -98,11 +100,11 @@ class OracleTeacher:
 
 
 class ExpertStudent(HistoryPlayer):
-    """The environment's expert as a student: it plays golden episodes."""
+    """The environment's expert as a student: it plays the golden episode of one task."""
 
-    def __init__(self, env: str) -> None:
-        self.name = f"expert:{env}"
-        self._expert: Expert = load_expert(env)
+    def __init__(self, task: Task) -> None:
+        self.name = f"expert:{task.env}"
+        self._expert = make_expert(task)
 
     def play(self, first: str, history: Sequence[tuple[str, str]], draw: str) -> tuple[str, str]:
         """The expert's turn; there is nothing random in it."""

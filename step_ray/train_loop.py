@@ -17,7 +17,8 @@ import ray.train
 import torch
 
 from step_ray.batching import Examples, collate, load_examples, plan_epoch, split_batch
-from step_ray.config import Section, TrainConfig
+from step_ray.config import TrainConfig
+from step_ray.env_config import Section
 from step_ray.errors import DataError
 from step_ray.learner import Learner
 

@@ -5,9 +5,10 @@ knows about tokens, masks or storage: the loss mask is a policy over `StepKind` 
 when training examples are built (see dataset.py), so one collection serves every ablation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 
 SCHEMA_VERSION = 1
 """Version of the trajectory record; readers refuse newer ones (see store.py)."""
@@ -174,7 +175,9 @@ class Trajectory:
     """Messages before the first step: instruction (system) and first observation (user)."""
     steps: tuple[Step, ...]
     reward: float
+    """Final score: the sum of the steps' rewards."""
     success: bool
+    """The task was solved, by the environment's own rule."""
     stop_reason: StopReason
     source: Source
     seed: int
@@ -189,6 +192,13 @@ class Trajectory:
     schema_version: int = SCHEMA_VERSION
     producer: str = ""
     """`step_ray <version> <git revision>` that wrote the record."""
+    best_reward: float = 0.0
+    """Best score: the highest sum of rewards on the way; a wrong end does not lower it."""
+
+
+def best_sum(steps: Iterable[Step]) -> float:
+    """The highest sum of rewards after any of the steps, 0 at least."""
+    return round(max(0.0, *accumulate((step.reward for step in steps), initial=0.0)), 6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,3 +233,7 @@ class EvalReport:
     by_task_type: Mapping[str, Interval]
     seconds: float
     seed: int
+    mean_best_reward: Interval | None = None
+    """Mean of the best scores; None: not recorded."""
+    scoring: str = "final"
+    """Which score `mean_reward` is the mean of, see scores.SCORES."""

@@ -4,11 +4,18 @@ An environment is synchronous and single-threaded: the episode loop calls one ob
 thread. It never talks to an LLM and knows nothing of prompts, teachers or masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from step_ray.config import RunConfig
 from step_ray.types import Task, Verdict
+
+Row: TypeAlias = dict[str, Any]
+RowMapper: TypeAlias = Callable[
+    [type[Callable[[Row], Row]], Mapping[str, Any], Sequence[Row]], Iterator[Row]
+]
+"""Runs a class over rows in parallel: (class, arguments of its constructor, rows) -> rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +56,36 @@ class TextEnv(Protocol):
         ...
 
 
+class TaskSource(Protocol):
+    """Where an environment's tasks come from; a module with these functions will do."""
+
+    def check(self, config: RunConfig) -> str:
+        """Say what the tasks are made from; refuse what can be seen to be missing."""
+        ...
+
+    def prepare(self, config: RunConfig) -> None:
+        """Make what the lists are read from, once per run."""
+        ...
+
+    def training_tasks(self, config: RunConfig) -> list[Task]:
+        """All tasks that may be trained on, by id."""
+        ...
+
+    def held_out_tasks(self, config: RunConfig) -> list[Task]:
+        """All tasks that may be evaluated on, by id."""
+        ...
+
+    def fingerprints(self, tasks: Sequence[Task]) -> list[str]:
+        """Equal for tasks of equal content, whatever their ids."""
+        ...
+
+    def equip(self, config: RunConfig, tasks: Sequence[Task], mapper: RowMapper) -> list[Task]:
+        """The tasks with what the expert has to know in their params, made where it is missing."""
+        ...
+
+
 class Expert(Protocol):
-    """An expert that knows only what the agent has read; a module with these functions will do.
+    """An expert of one task.
 
     `history` is the executed (action, observation) pairs after the first observation.
     """

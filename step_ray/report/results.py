@@ -27,7 +27,7 @@ GOLDEN_ONLY = "golden_only"
 """The control: golden data only, as many trajectories."""
 NOT_RUN = "not run"
 COLUMNS = (
-    *("tasks", "success %", "vs base", "vs golden_only", "reward", "steps", "no-ops"),
+    *("tasks", "success %", "vs base", "vs golden_only", "score", "best score", "steps", "no-ops"),
     *("truncated", "errors"),
 )
 """Columns of the terminal table after the arm."""
@@ -124,12 +124,14 @@ def results_table(inputs: ReportInputs) -> Table:
 def _cells(row: ResultRow) -> list[str]:
     compared = [_joined(difference(c)) for c in (row.vs_base, row.vs_golden_only)]
     if row.report is None:
-        return [NOT_RUN, NOT_RUN, *compared, *[NOT_RUN] * 5]
+        return [NOT_RUN, NOT_RUN, *compared, *[NOT_RUN] * 6]
+    best = row.report.mean_best_reward
     return [
         count(row.report.num_tasks),
         _joined(rate(row.report.success_rate)),
         *compared,
-        f"{row.report.mean_reward.estimate:.3f}",
+        f"{row.report.mean_reward.estimate:.3f} ({row.report.scoring})",
+        count(best and round(best.estimate, 3)),
         f"{row.report.mean_steps:.1f}",
         f"{row.report.mean_env_noops:.2f}",
         count(row.report.num_truncated),

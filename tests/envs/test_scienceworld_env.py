@@ -204,13 +204,6 @@ def test_a_call_after_close_is_refused(env):
         env.step("look around")
 
 
-def test_an_unknown_simplification_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"simplification: 'cheap' is not known; use some of easy"
-    ):
-        make_env("scienceworld", simplification="easy,cheap")
-
-
 def test_a_simplification_that_takes_away_what_the_task_needs_is_refused():
     env = make_env("scienceworld", simplification="noElectricalAction", heap_mb=HEAP_MB)
     with pytest.raises(EnvError, match=r"^scienceworld/power-component/15: .*use 'easy'$"):

@@ -225,7 +225,7 @@ def golden(tmp_path_factory):
         run_episode(
             task,
             AlfworldEnv(),
-            ExpertStudent("alfworld"),
+            ExpertStudent(task),
             settings=EpisodeSettings(prompt="alfworld_short"),
             source=Source.EXPERT,
         )

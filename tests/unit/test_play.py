@@ -2,16 +2,15 @@
 
 import pytest
 
-from step_ray.envs import load_expert, make_env
+from step_ray.envs import make_env, make_expert
 from step_ray.errors import ConfigError
 from step_ray.play import HELP, Session, alfworld_task, play
 
 
 @pytest.fixture
 def session(tmp_path):
-    return Session(
-        make_env("alfworld"), alfworld_task("", tmp_path, seed=0), load_expert("alfworld")
-    )
+    task = alfworld_task("", tmp_path, seed=0)
+    return Session(make_env("alfworld"), task, make_expert(task))
 
 
 def played(session, *lines):

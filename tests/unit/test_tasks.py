@@ -7,8 +7,9 @@ import pytest
 
 from step_ray.config import parse_config
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
+from step_ray.envs.alfworld.tasks import games_dir, list_tasks, prepare
 from step_ray.errors import ConfigError, DataError
-from step_ray.tasks import build_tasks, games_dir, list_tasks, make_games, read_tasks, write_tasks
+from step_ray.tasks import build_tasks, read_tasks, write_tasks
 
 SIMPLE = "pick_and_place_simple"
 
@@ -116,10 +117,10 @@ def test_a_copy_with_other_object_ids_is_still_a_copy(folder):
 @pytest.mark.parametrize(
     ("num", "line"),
     [
-        ((4, 3, 7), "tasks.num_eval: 7 asked for, 6 games there; lower it"),
+        ((4, 3, 7), "tasks.num_eval: 7 asked for, 6 tasks there; lower it"),
         (
             (8, 5, 6),
-            "tasks.num_expert + tasks.num_collect: 13 asked for, 12 games there; lower them",
+            "tasks.num_expert + tasks.num_collect: 13 asked for, 12 tasks there; lower them",
         ),
     ],
 )
@@ -164,10 +165,10 @@ def test_a_folder_without_games_is_named(tmp_path):
 
 def test_generated_games_are_made_in_the_run_folder_once(tmp_path):
     generated = config(tmp_path, source="generated")
-    make_games(generated)
+    prepare(generated)
     times = {p: p.stat().st_mtime_ns for p in generated.run_dir.rglob("game.tw-pddl")}
     assert len(times) == 4 + 3 + 3
-    make_games(generated)
+    prepare(generated)
     assert {p: p.stat().st_mtime_ns for p in times} == times
     lists = build_tasks(generated)
     assert len({*ids(lists.expert), *ids(lists.collect), *ids(lists.evaluate)}) == 10

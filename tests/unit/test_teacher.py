@@ -253,13 +253,13 @@ def play(game, student, teacher=None, **settings):
 
 
 def test_the_expert_plays_a_golden_episode(game):
-    got = play(game, ExpertStudent("alfworld"))
+    got = play(game, ExpertStudent(game))
     assert (got.stop_reason, got.models) == (StopReason.SUCCESS, {"expert": "expert:alfworld"})
     assert all(step.thought and step.action for step in got.steps)
 
 
 def test_the_oracle_finds_nothing_wrong_with_the_expert(game):
-    got = play(game, ExpertStudent("alfworld"), OracleTeacher("alfworld"))
+    got = play(game, ExpertStudent(game), OracleTeacher("alfworld"))
     assert got.stop_reason is StopReason.SUCCESS
     assert {step.kind for step in got.steps} == {StepKind.ACT}
 

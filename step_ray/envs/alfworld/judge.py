@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from step_ray.envs.alfworld.belief import NOTHING_HAPPENS, TOOL, Belief, class_of
 from step_ray.envs.alfworld.expert import Move, next_move, wanted_objects
-from step_ray.types import Verdict, VerdictLabel
+from step_ray.types import Task, Verdict, VerdictLabel
 
 Fault = tuple[VerdictLabel, str, str]
 """Label, error type, reflection."""
@@ -24,6 +24,29 @@ def replay(first_observation: str, history: Sequence[tuple[str, str]]) -> Belief
     for action, observation in history:
         belief.read(action, observation)
     return belief
+
+
+class RuleExpert:
+    """The expert of any ALFWorld game: it knows only what the agent has read."""
+
+    def __init__(self, task: Task) -> None:
+        del task
+
+    def propose(
+        self, first_observation: str, history: Sequence[tuple[str, str]]
+    ) -> tuple[str, str]:
+        """See `propose`."""
+        return propose(first_observation, history)
+
+    def judge(
+        self,
+        first_observation: str,
+        history: Sequence[tuple[str, str]],
+        action: str,
+        observation: str | None,
+    ) -> Verdict:
+        """See `judge`."""
+        return judge(first_observation, history, action, observation)
 
 
 def propose(first_observation: str, history: Sequence[tuple[str, str]]) -> tuple[str, str]:

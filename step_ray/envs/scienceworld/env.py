@@ -6,11 +6,13 @@ limit of turns is the episode loop's; the engine's own count of moves is not use
 free in it and one wait is eleven.
 """
 
+from typing import Any
+
 from step_ray.envs.base import EnvStep
 from step_ray.envs.scienceworld import tables
 from step_ray.envs.scienceworld.jvm import World, engine_version, shared_pool
 from step_ray.envs.scienceworld.text import choices, is_noop, question
-from step_ray.errors import ConfigError, EnvError
+from step_ray.errors import EnvError
 from step_ray.types import Task
 
 FULL_SCORE = 100
@@ -25,7 +27,6 @@ class ScienceworldEnv:
         self, simplification: str = "easy", heap_mb: int = 512, list_actions: bool = False
     ) -> None:
         self.engine = f"scienceworld {engine_version()}"
-        check_simplification(simplification)
         self._simplification = simplification
         self._pool = shared_pool(heap_mb)
         self._list_actions = list_actions
@@ -109,6 +110,10 @@ class ScienceworldEnv:
         listed = self._running().call("getValidActionObjectCombinations")
         return [str(action) for action in listed if action not in WORDS]
 
+    def engine_call(self, method: str) -> Any:
+        """What the engine knows of the running task beyond the `TextEnv`, e.g. its sub-goals."""
+        return self._running().call(method)
+
     def _running(self) -> World:
         if self._world is None:
             raise EnvError("scienceworld: called before reset or after close")
@@ -133,17 +138,3 @@ def which(task: Task) -> tuple[str, int]:
     if not variation.isdecimal():
         raise EnvError(f"{task.task_id}: the variation {variation!r} is no number")
     return name, int(variation)
-
-
-def check_simplification(names: str) -> None:
-    """Refuse what the engine does not know.
-
-    Raises:
-        ConfigError: an unknown name in the comma-separated list.
-    """
-    unknown = [n for n in names.split(",") if n and n not in tables.SIMPLIFICATIONS]
-    if unknown:
-        raise ConfigError(
-            f"env.scienceworld.simplification: {unknown[0]!r} is not known; use some of"
-            f" {', '.join(tables.SIMPLIFICATIONS)}, joined by commas, or ''"
-        )

@@ -110,3 +110,18 @@ def variations(task_type: str, split: str) -> range:
 def num_variations(task_type: str) -> int:
     """All variations of a task type, over the splits."""
     return sum(SPLIT_SIZES[task_type])
+
+
+def check_simplification(names: str) -> None:
+    """Refuse what the engine does not know.
+
+    Raises:
+        ValueError: an unknown name in the comma-separated list.
+    """
+    unknown = [n for n in names.split(",") if n and n not in SIMPLIFICATIONS]
+    if unknown:
+        known = ", ".join(SIMPLIFICATIONS)
+        raise ValueError(
+            f"simplification: {unknown[0]!r} is not known; use some of {known}, joined by commas,"
+            " or nothing"
+        )
