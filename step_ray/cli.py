@@ -59,12 +59,13 @@ def _print_plan(config: RunConfig) -> None:
     import yaml
 
     from step_ray.pipeline import plan_lines, preflight
+    from step_ray.stages import build_stages
 
     out = Console(highlight=False)
     out.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
     for line in plan_lines(config):
         out.print(line, soft_wrap=True, markup=False)
-    for check in preflight(config):
+    for check in preflight(config, [stage.name for stage in build_stages(config)]):
         state = "ready" if check.fault is None else "MISSING"
         out.print(f"{state:<9} {check.fault or check.what}", soft_wrap=True, markup=False)
 

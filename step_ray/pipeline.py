@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from step_ray.config import RunConfig
-from step_ray.errors import RunStateError, StepRayError
+from step_ray.errors import ConfigError, RunStateError, StepRayError
 from step_ray.progress import Reporter
+from step_ray.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
 from step_ray.runfolder import DONE, STARTED, Change, RunFolder
 from step_ray.runinfo import run_info
 from step_ray.stages import Stage, StageContext, build_stages
@@ -30,8 +31,13 @@ class Check:
     error: StepRayError | None = None
 
 
-def preflight(config: RunConfig) -> list[Check]:
-    """Look at all that can be known before any work: model, games, key, teacher endpoint."""
+def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
+    """Look at all that can be known before any work: model, games, key, endpoint, local resources.
+
+    Args:
+        config: the run.
+        stages: names of those to do; the others' resources are not asked for.
+    """
     from step_ray.collect import check_teacher_key
     from step_ray.envs import task_source
     from step_ray.llm import check_endpoint
@@ -58,11 +64,28 @@ def preflight(config: RunConfig) -> list[Check]:
         f"prompts {config.env.prompt}, {teacher.prompt}": prompts_are_known,
         "tasks": lambda: task_source(config.env.name).check(config),
     }
+    if config.ray.address == "local":
+        checks["resources of a local cluster"] = lambda: _local_resources(config, stages)
     if teacher.kind == "llm":
         checks[f"teacher {teacher.model} at {teacher.base_url}"] = teacher_answers
     # last, because a hub id without a network is tried several times
     checks[f"student {config.student.init}"] = lambda: check_init(config.student.init)
     return [_check(what, function) for what, function in checks.items()]
+
+
+def _local_resources(config: RunConfig, stages: Sequence[str]) -> None:
+    line = fault(config, stages, local_nodes(config.ray, with_gpus=needs_gpus(config)))
+    if line:
+        raise ConfigError(line)
+
+
+def _cluster_resources(config: RunConfig, stages: Sequence[str], reporter: Reporter) -> None:
+    """Refuse what the cluster we are connected to can never hold."""
+    line = fault(config, stages, cluster_nodes())
+    if line and not can_grow():
+        raise ConfigError(line)
+    if line:
+        reporter.line(f"[yellow]waits[/]   until the cluster grows: {line}")
 
 
 def _check(what: str, function: Callable[[], object]) -> Check:
@@ -99,22 +122,24 @@ def run(
     stages = build_stages(config)
     chosen = [s for s in stages if only is None or s.name in only]
     folder = RunFolder(config.run_dir)
-    if not _to_do(folder, chosen, redo):
+    todo = [stage.name for stage in _to_do(folder, chosen, redo)]
+    if not todo:
         reporter.line("every stage is done already")
         return
     _refuse_missing_needs(folder, chosen)
-    for check in preflight(config):  # before the lock, which is a file: a wrong input leaves none
+    # before the lock, which is a file: a wrong input leaves none
+    for check in preflight(config, todo):
         if check.error:
             raise check.error
-    with folder.locked():
+    with folder.locked(), connected(config.ray):
+        _cluster_resources(config, todo, reporter)
         _write_run_files(config)
-        with connected(config.ray):
-            context = StageContext(config, reporter)
-            try:
-                for stage in chosen:
-                    _run_stage(folder, stage, context, redo)
-            finally:
-                context.stop_serving()
+        context = StageContext(config, reporter)
+        try:
+            for stage in chosen:
+                _run_stage(folder, stage, context, redo)
+        finally:
+            context.stop_serving()
 
 
 def _refuse_missing_needs(folder: RunFolder, stages: Sequence[Stage]) -> None:

@@ -45,5 +45,5 @@ class HistoryPlayer(ABC):
         thought, action = self.play(first, history, f"{session_id}/{seed}")
         return Completion(text=format_turn(thought, action))
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - none of them has anything to close
         """Nothing to close."""

@@ -10,9 +10,7 @@ from contextlib import contextmanager
 
 from step_ray.config import RayConfig
 from step_ray.errors import StepRayError, boundary
-
-MIN_LOGICAL_CPUS = 4
-"""Ray Data's readers, rollout actors and a Serve replica need logical CPUs side by side."""
+from step_ray.resources import logical_cpus
 
 ENVIRONMENT = {
     # Usage statistics go to the Ray project; nobody here has asked the user.
@@ -72,7 +70,7 @@ def _init(config: RayConfig, local: bool) -> None:
         return
     ray.init(
         address="local",
-        num_cpus=config.num_cpus or max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
+        num_cpus=logical_cpus(config),
         include_dashboard=False,
         object_store_memory=config.object_store_mb * 1024**2,
         log_to_driver=False,

@@ -157,6 +157,14 @@ def test_an_unknown_arm(step_ray, config, command):
     )
 
 
+def test_more_cpus_than_there_are(step_ray, config):
+    ray, train = {"num_cpus": 4}, {"cpus_per_worker": 5}
+    assert refusal(step_ray("run", config(ray=ray, train=train))) == (
+        "train.num_workers: 1 x (5 CPU) does not fit; the cluster has 4 CPU, 0 GPU;"
+        " lower it or use a larger cluster"
+    )
+
+
 def test_a_report_without_a_run(step_ray, config):
     assert refusal(step_ray("report", config())) == (
         "name: there is no run in 'runs/r'; start it with `step-ray run`"

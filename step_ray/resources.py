@@ -1,0 +1,138 @@
+"""Whether a cluster can ever hold what a run asks Ray for; Ray itself would wait without an end.
+
+Takes a config, the names of the stages to do and the resources of nodes, gives one line or nothing.
+It refuses only what is certain: sums that do not fit, and single workers that no node can hold.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from step_ray.config import BASE, RayConfig, RunConfig, TrainConfig
+
+MIN_LOGICAL_CPUS = 4
+"""Ray Data's readers, rollout actors and a Serve replica need logical CPUs side by side."""
+READER_CPUS = 1.0
+"""What Ray Data takes for a task that reads or writes."""
+
+Amounts = Mapping[str, float]
+"""Ray's resource names (`CPU`, `GPU`) -> amount."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Processes of one kind that have to run at the same time."""
+
+    key: str
+    """The setting to name."""
+    count: int
+    each: Amounts
+
+    def __str__(self) -> str:
+        amounts = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items() if amount)
+        return f"{self.key}: {self.count} x ({amounts})"
+
+    def total(self, name: str) -> float:
+        """What all of them take of one resource."""
+        return self.count * self.each.get(name, 0.0)
+
+
+def local_nodes(config: RayConfig, *, with_gpus: bool) -> list[Amounts]:
+    """The one node of the cluster that `connected` starts for `ray.address: local`."""
+    num_gpus = 0
+    if with_gpus:
+        import torch
+
+        num_gpus = torch.cuda.device_count()
+    return [{"CPU": logical_cpus(config), "GPU": num_gpus}]
+
+
+def logical_cpus(config: RayConfig) -> int:
+    """CPUs of a local cluster."""
+    return config.num_cpus or max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
+
+
+def needs_gpus(config: RunConfig) -> bool:
+    """Whether any stage asks for a GPU."""
+    return bool(config.train.use_gpu or config.arm_train().use_gpu or config.serve.gpus_per_replica)
+
+
+def fault(config: RunConfig, stages: Sequence[str], nodes: Sequence[Amounts]) -> str | None:
+    """Why the stages can never run on these nodes; None when they may."""
+    for demands in together(config, stages):
+        for name in ("CPU", "GPU"):
+            have = sum(node.get(name, 0.0) for node in nodes)
+            if sum(demand.total(name) for demand in demands) > have:
+                return _line(max(demands, key=lambda d: d.total(name)), demands, nodes)
+        for demand in demands:
+            if sum(_places(demand.each, node) for node in nodes) < demand.count:
+                return _line(demand, [demand], nodes)
+    return None
+
+
+def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
+    """The lists of demands that have to be met at the same time while these stages run."""
+    rollouts = [
+        Demand(key="collect.cpus_per_actor", count=1, each={"CPU": config.collect.cpus_per_actor}),
+        Demand(key="the reader of the task list", count=1, each={"CPU": READER_CPUS}),
+    ]
+    serve = config.serve
+    cpus = serve.cpus_per_replica if serve.engine == "transformers" else 0.0
+    each = {"CPU": cpus, "GPU": serve.gpus_per_replica}
+    replicas = Demand(key="serve.num_replicas", count=serve.num_replicas, each=each)
+    moments = [rollouts] if "expert" in stages else []
+    if any(name == "collect" or name.startswith("evaluate:") for name in stages):
+        moments.append([replicas, *rollouts])
+    for name in stages:
+        if name.startswith("train:"):
+            is_base = name == f"train:{BASE}"
+            workers = _workers(config.train if is_base else config.arm_train())
+            # the agent of the collection is served on while the arms train, unless it holds a GPU
+            is_serving = not is_base and "collect" in stages and not serve.gpus_per_replica
+            moments.append([workers, replicas] if is_serving else [workers])
+    return moments
+
+
+def _workers(train: TrainConfig) -> Demand:
+    each = {"CPU": float(train.cpus_per_worker), "GPU": float(train.use_gpu)}
+    return Demand(key="train.num_workers", count=train.num_workers, each=each)
+
+
+def _places(each: Amounts, node: Amounts) -> int:
+    """How many processes a node can hold."""
+    rooms = [int((node.get(name, 0.0) + 1e-6) / amount) for name, amount in each.items() if amount]
+    return min(rooms, default=1)
+
+
+def _line(demand: Demand, demands: Sequence[Demand], nodes: Sequence[Amounts]) -> str:
+    beside = " and ".join(str(other) for other in demands if other is not demand)
+    have = ", ".join(f"{sum(n.get(name, 0.0) for n in nodes):g} {name}" for name in ("CPU", "GPU"))
+    where = "the cluster has" if len(nodes) == 1 else f"the {len(nodes)} nodes of the cluster have"
+    return (
+        f"{demand} does not fit{' beside ' + beside if beside else ''}; {where} {have};"
+        " lower it or use a larger cluster"
+    )
+
+
+def cluster_nodes() -> list[Amounts]:
+    """The resources of the living nodes of the cluster that Ray is connected to."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def can_grow() -> bool:
+    """Whether an autoscaler may add nodes; what does not tell counts as one.
+
+    Every head runs a monitor that reports what it knows. Without an autoscaler it names each node
+    after itself; with one, after the node types that it starts.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get  # the report has no public call
+
+    status = _internal_kv_get("__autoscaling_status")
+    report = json.loads(status).get("autoscaler_report") if status else None
+    if not report:
+        return True
+    types: Mapping[str, str] = report.get("node_type_mapping") or {}
+    return not types or any(name != f"node_{node}" for node, name in types.items())

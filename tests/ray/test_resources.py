@@ -1,0 +1,22 @@
+"""What a live cluster says of itself."""
+
+import time
+
+import pytest
+
+from step_ray.resources import can_grow, cluster_nodes
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_a_private_cluster_has_its_logical_cpus():
+    (node,) = cluster_nodes()
+    assert node["CPU"] == 4
+    assert node.get("GPU", 0) == 0
+
+
+def test_a_cluster_without_an_autoscaler_cannot_grow_once_its_monitor_has_reported():
+    deadline = time.monotonic() + 60
+    while can_grow():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)

@@ -1,0 +1,85 @@
+"""What can never run on a cluster is said in one line; what may run is let through."""
+
+import pytest
+
+from step_ray.config import RayConfig, parse_config
+from step_ray.resources import fault, local_nodes
+from step_ray.stages import build_stages
+
+BOX = [{"CPU": 4.0, "memory": 1e9}]
+GPU_BOX = {"CPU": 8.0, "GPU": 1.0}
+
+
+def line(nodes, only=None, **sections):
+    config = parse_config({"name": "r", **sections})
+    names = [stage.name for stage in build_stages(config)]
+    return fault(config, [name for name in names if only is None or name in only], nodes)
+
+
+def test_the_default_run_fits_on_four_cpus():
+    assert line(BOX) is None
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        (
+            {"train": {"num_workers": 5}},
+            "train.num_workers: 5 x (1 CPU) does not fit; the cluster has 4 CPU, 0 GPU;"
+            " lower it or use a larger cluster",
+        ),
+        (
+            {"train": {"use_gpu": True}},
+            "train.num_workers: 1 x (1 CPU, 1 GPU) does not fit; the cluster has 4 CPU, 0 GPU;"
+            " lower it or use a larger cluster",
+        ),
+        (
+            {"train_arm": {"num_workers": 4}},
+            "train.num_workers: 4 x (1 CPU) does not fit beside serve.num_replicas: 1 x (1 CPU);"
+            " the cluster has 4 CPU, 0 GPU; lower it or use a larger cluster",
+        ),
+        (
+            {"serve": {"num_replicas": 3}},
+            "serve.num_replicas: 3 x (1 CPU) does not fit beside collect.cpus_per_actor:"
+            " 1 x (0.5 CPU) and the reader of the task list: 1 x (1 CPU); the cluster has 4 CPU,"
+            " 0 GPU; lower it or use a larger cluster",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_with_what_there_is(sections, expected):
+    assert line(BOX, **sections) == expected
+
+
+def test_a_worker_larger_than_every_node_does_not_fit_though_the_sum_does():
+    assert line([*BOX, *BOX], train={"cpus_per_worker": 5}) == (
+        "train.num_workers: 1 x (5 CPU) does not fit; the 2 nodes of the cluster have 8 CPU, 0 GPU;"
+        " lower it or use a larger cluster"
+    )
+    assert line([{"CPU": 5.0}], train={"cpus_per_worker": 4}) is None
+
+
+def test_workers_are_spread_over_nodes_by_all_that_they_need():
+    two = {"train": {"num_workers": 2, "use_gpu": True, "cpus_per_worker": 4}}
+    assert line([GPU_BOX, GPU_BOX], **two) is None
+    assert line([{"CPU": 16.0}, {"CPU": 1.0, "GPU": 2.0}], **two).startswith("train.num_workers: 2")
+
+
+def test_only_the_stages_to_do_are_asked_for():
+    gpus = {"train": {"use_gpu": True}, "serve": {"gpus_per_replica": 1}}
+    assert line(BOX, only=("tasks", "expert", "dataset:base", "report"), **gpus) is None
+    assert line(BOX, only=("evaluate:base",), **gpus).startswith("serve.num_replicas: 1 x")
+
+
+def test_a_served_agent_that_holds_a_gpu_is_stopped_before_the_arms_train():
+    config = {"train": {"use_gpu": True}, "serve": {"gpus_per_replica": 1}}
+    assert line([GPU_BOX], **config) is None
+
+
+def test_tenths_of_a_gpu_add_up():
+    serve = {"num_replicas": 10, "gpus_per_replica": 0.1, "cpus_per_replica": 0.1}
+    assert line([GPU_BOX], serve=serve) is None
+    assert line([GPU_BOX], serve={**serve, "num_replicas": 11}) is not None
+
+
+def test_a_local_cluster_has_the_cpus_that_it_is_given():
+    assert local_nodes(RayConfig(num_cpus=7), with_gpus=False) == [{"CPU": 7, "GPU": 0}]
