@@ -59,8 +59,8 @@ class TextEnv(Protocol):
 class TaskSource(Protocol):
     """Where an environment's tasks come from; a module with these functions will do."""
 
-    def check(self, config: RunConfig) -> str:
-        """Say what the tasks are made from; refuse what can be seen to be missing."""
+    def check(self, config: RunConfig) -> None:
+        """Refuse what can be seen to be missing, before any work."""
         ...
 
     def prepare(self, config: RunConfig) -> None:

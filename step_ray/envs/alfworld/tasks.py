@@ -37,10 +37,9 @@ def games_dir(config: RunConfig) -> Path:
     return folder
 
 
-def check(config: RunConfig) -> str:
+def check(config: RunConfig) -> None:
     """The games are there, or will be generated."""
     games_dir(config)
-    return f"games ({config.env.source})"
 
 
 def prepare(config: RunConfig) -> None:

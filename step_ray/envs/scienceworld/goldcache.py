@@ -47,6 +47,11 @@ FLUSH_S = 30.0
 Key = tuple[str, int]
 
 
+def key_of(task: Task) -> Key:
+    """Task type and variation."""
+    return task.params["task"], int(task.params["variation"])
+
+
 def gold_dir(config: RunConfig) -> Path:
     """Folder of the cache."""
     return expand_path("env.scienceworld.gold_dir", config.env.scienceworld.gold_dir)
@@ -62,19 +67,20 @@ def equip(config: RunConfig, tasks: Sequence[Task], mapper: RowMapper) -> list[T
         EnvError: no path could be made at all.
     """
     section = config.env.scienceworld
-    keys = [(task.params["task"], int(task.params["variation"])) for task in tasks]
+    keys = [key_of(task) for task in tasks]
     paths = fill(gold_dir(config), keys, section.simplification, section.heap_mb, mapper)
     usable = {key: path for key, path in paths.items() if path.score == FULL_SCORE}
     if keys and not usable:
         first = paths[keys[0]]
         raise EnvError(f"no gold path could be made; {first.task}: {first.error or first.score}")
     return [
-        _with_gold(task, usable[key]) if key in usable else task
+        with_gold(task, usable[key]) if key in usable else task
         for task, key in zip(tasks, keys, strict=True)
     ]
 
 
-def _with_gold(task: Task, path: GoldPath) -> Task:
+def with_gold(task: Task, path: GoldPath) -> Task:
+    """The task with a path in its params."""
     gold = json.dumps({name: list(getattr(path, name)) for name in IN_PARAMS})
     return Task(
         task_id=task.task_id,

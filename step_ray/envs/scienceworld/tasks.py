@@ -14,11 +14,11 @@ from step_ray.errors import ConfigError
 from step_ray.types import Task
 
 
-def check(config: RunConfig) -> str:
+def check(config: RunConfig) -> None:
     """Engine and Java are there, and the held-out split is one."""
     _split(config)
     java_path()
-    return f"scienceworld {engine_version()}"
+    engine_version()
 
 
 def prepare(config: RunConfig) -> None:

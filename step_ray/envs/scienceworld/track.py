@@ -12,20 +12,22 @@ from enum import StrEnum
 from step_ray.envs.scienceworld.text import choices, is_look, is_noop
 
 _ROOM = re.compile(r"This (?:room|outside location) is called the ([a-z ]+?)\.")
-_MOVED = re.compile(r"You (?:move|teleport) to the ([a-z ]+?)\.$")
+_MOVED = re.compile(r"You (?:move|teleport)(?: through the door)? to the ([a-z ]+?)\.$")
 _GO = re.compile(r"(?:go|teleport) to (?:the )?([a-z ]+)$")
 _TOOK = re.compile(r"You move the (.+) to the inventory\.$")
 _PUT = re.compile(r"You move the (.+) to the (.+)\.$")
-_NOW = re.compile(r"(?:The )?(.+) is now (open|closed|activated|deactivated)\.$")
+_NOW = re.compile(r".+ is now (?:open|closed|activated|deactivated)\.$")
 _JOINED = re.compile(r".+? on (.+?) is now connected to .+? on (.+?)$")
 _PARTED = re.compile(r"(?:The )?(.+?) has been disconnected")
 _WHERE = re.compile(r" (?:in|on) (?:inventory|the [a-z ]+|[a-z ]*(?:pot|cup|jar|bowl|box)[a-z ]*)$")
-UNDO = {"closed": "open", "activated": "deactivate", "deactivated": "activate"}
-"""What a device or door has become -> the action that takes it back; opening harms nothing."""
-NUM_TRIES = 4
-"""Failed attempts at one gold step before it is passed over."""
+_STATE = re.compile(
+    r"\b(?:adult|baby|juvenile|reproducing|seedling|solid|liquid|gaseous) (?=\w)"
+    r"| in the \w+ stage| containing [a-z ,]+?(?= (?:in|on|to|into|with) |$)| in inventory"
+)
+UNDO = {"close": "open", "activate": "deactivate", "deactivate": "activate"}
+"""What the agent did to a device or door -> what takes it back; opening harms nothing."""
 NUM_MEASURES = 2
-"""The same where the step only measures."""
+"""Failed attempts at a gold step that only measures before it is passed over."""
 
 
 class Move(StrEnum):
@@ -77,6 +79,8 @@ class Track:
     """The gold step that the open question came from."""
     repairs: list[str] = field(default_factory=list)
     """Actions that lead back to the path, the first one last."""
+    given_up: list[int] = field(default_factory=list)
+    """Gold steps that were passed over; they are tried once more at the end."""
     trail: list[str] = field(default_factory=list)
     """Rooms left since the path was left, where teleporting is not known to work."""
     held: set[str] = field(default_factory=set)
@@ -84,6 +88,8 @@ class Track:
     looked: set[str] = field(default_factory=set)
     """Looks since something last changed."""
     can_teleport: bool = True
+    again: bool = False
+    """The path is walked for the second time."""
 
     @classmethod
     def begin(cls, gold: Gold, first_observation: str) -> "Track":
@@ -134,8 +140,8 @@ class Track:
         return f"go to {self.trail[-1]}"
 
     def _wording(self, due: str) -> str:
-        """The gold step; after failures the same without saying where things are, then a wait."""
-        ways = [due, _short(due), "wait1", due]
+        """The gold step in the wording that has not failed yet."""
+        ways = _ways(due)
         return ways[min(self.tries, len(ways) - 1)]
 
     def read(self, action: str, observation: str) -> Move:
@@ -182,7 +188,9 @@ class Track:
         for offset, due in enumerate(self.gold.actions[self.next :]):
             there = self.gold.observations[self.next + offset]
             goal = _GO.match(due)
-            if text == due.lower() or (offset == 0 and self.tries and text == _short(due)):
+            if text == due.lower() or (
+                offset == 0 and self.tries and text in (_short(due).lower(), _plain(due).lower())
+            ):
                 return offset
             if there and there == observation and not is_noop(there):
                 return offset
@@ -200,10 +208,17 @@ class Track:
             return False
         if self.room == self.wanted_room():
             self.tries += 1
-        if self.tries >= (NUM_MEASURES if due.startswith("use ") else NUM_TRIES):
+        if self.tries >= (NUM_MEASURES if due.startswith("use ") else len(_ways(due))):
+            self.given_up.append(self.next + ahead)
             self.next += ahead + 1
             self.tries = 0
+            self._try_again()
         return True
+
+    def _try_again(self) -> None:
+        """At the end of the path, go back once to the first step that did not work."""
+        if self.over() and self.given_up and not self.again:
+            self.next, self.again = min(self.given_up), True
 
     def _advance(self, num_steps: int, action: str, observation: str) -> Move:
         self.next += num_steps
@@ -212,6 +227,7 @@ class Track:
         if not is_look(action):
             self.looked.clear()
         self._follow(action, observation)
+        self._try_again()
         return Move.ON
 
     def _beside(self, action: str, observation: str) -> Move:
@@ -227,23 +243,29 @@ class Track:
             self.looked.clear()
             return Move.IDLE
         self.looked.clear()
-        before = self.room
+        before, held = self.room, set(self.held)
         if self._follow(action, observation):
             self.trail.append(before)
             back = self.room == self.wanted_room()
             return Move.REPAIR if back else Move.DETOUR
-        return self._side_effect(observation)
+        return self._side_effect(action, observation, held)
 
-    def _side_effect(self, observation: str) -> Move:
-        if match := _NOW.match(observation):
-            if match[2] == "open":
+    def _side_effect(self, action: str, observation: str, held: set[str]) -> Move:
+        focuses = [a for a in self.gold.actions[: self.next] if a.startswith("focus ")]
+        if observation.startswith("You focus on "):
+            self.repairs += focuses[-1:]
+        if observation.startswith("You reset the goal progress"):
+            self.repairs += reversed(focuses)
+        if _NOW.match(observation):
+            verb, _, what = action.partition(" ")
+            if verb not in UNDO:
                 return Move.NEEDLESS
-            self.repairs.append(f"{UNDO[match[2]]} {match[1]}")
+            self.repairs.append(f"{UNDO[verb]} {what}")
             return Move.HARM
-        if match := _TOOK.match(observation):
+        if _TOOK.match(observation):
             return Move.NEEDLESS
         if match := _PUT.match(observation):
-            if match[1] in self.held:
+            if match[1] in held:
                 self.repairs.append(f"pick up {match[1]}")
             return Move.HARM
         if match := _JOINED.match(observation):
@@ -276,9 +298,19 @@ class Track:
         return False
 
 
+def _ways(due: str) -> list[str]:
+    """What to try for a gold step: other words for its objects, a moment's wait, and again."""
+    return [*dict.fromkeys([due, _short(due), _plain(due)]), "wait1", due]
+
+
 def _short(due: str) -> str:
     """A gold step without where its object is: that may have changed."""
     return _WHERE.sub("", due)
+
+
+def _plain(due: str) -> str:
+    """A gold step without what grows, melts or fills up with time."""
+    return _STATE.sub("", due)
 
 
 def gold_of(lists: Mapping[str, Sequence[str]]) -> Gold:
