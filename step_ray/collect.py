@@ -7,6 +7,7 @@ nothing itself.
 """
 
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -143,6 +144,8 @@ def _play_pending(
 
 def _episode_rows(manifest: Path, plan: EpisodePlan, spent: int) -> Iterator[dict[str, Any]]:
     """The Ray Data pipeline: one row is one block is one episode, see ray.data docs on blocks."""
+    # it warns that its bars are off, which is what the next lines ask for
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

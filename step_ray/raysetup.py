@@ -27,10 +27,14 @@ ENVIRONMENT = {
     # A busy machine needs longer than Ray's 30 s to start its processes.
     "RAY_raylet_start_wait_time_s": "120",
 }
+STARTUP_CONCURRENCY = 8
+"""Worker processes that a local raylet starts at a time, at least: it warns once there are three
+times as many as this, which a run on a machine with few cores reaches by design."""
 LOCAL_ENVIRONMENT = {
     # A private cluster on localhost without a dashboard has no port worth a token; with the default
     # Ray would write ~/.ray/auth_token.
     "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_maximum_startup_concurrency": str(max(STARTUP_CONCURRENCY, os.cpu_count() or 1)),
 }
 
 
@@ -63,7 +67,7 @@ def connected(config: RayConfig | None = None) -> Iterator[None]:
 def _init(config: RayConfig, local: bool) -> None:
     import ray
 
-    for name in ("ray.data", "ray.serve", "ray.train"):
+    for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not local:
         ray.init(address=config.address, log_to_driver=False)

@@ -9,6 +9,7 @@ same arguments. What a replica does is in agent_server.py.
 
 import hashlib
 import json
+import logging
 import os
 import socket
 import time
@@ -214,6 +215,8 @@ def deploy(
         max_length=max_length,
         dtype=dtype,
     )
+    # set here and not before: Serve sets the level of its logger when it is imported
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     app = _build(args, job_id=ray.get_runtime_context().get_job_id())
     endpoint = Endpoint(
         base_url=f"http://{_start_http(config)}/v1",

@@ -217,9 +217,11 @@ def test_a_killed_driver_leaves_whole_shards_and_a_second_start_finishes(tasks, 
     write_tasks(manifest, many)
     assert read_tasks(manifest) == many
     command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(manifest), str(out)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as driver:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as driver:
         announced = [driver.stdout.readline().strip() for _ in range(3)]
         driver.kill()
+        assert " WARNING " not in driver.stderr.read()
     survived = on_disk(out)
     assert set(survived.values()) == {1}
     assert set(announced[:2]) <= set(survived) < set(ids(many))

@@ -1,6 +1,7 @@
 """The served agent over real HTTP: one Serve instance, tiny random models."""
 
 import asyncio
+import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -196,6 +197,7 @@ def test_another_model_replaces_the_first(endpoint, client, folders):
     second = deploy(folders["two"], "two", CONFIG, max_length=MAX_LENGTH)
     endpoint.close()  # it was replaced, so this closes nothing
     assert second.base_url == endpoint.base_url
+    assert not logging.getLogger("ray.serve").isEnabledFor(logging.INFO)
     text = ask(client, "You are in a room.", model="two").choices[0].message.content
     assert text == expected(folders["two"], "You are in a room.")[1].text
     with pytest.raises(openai.NotFoundError):
