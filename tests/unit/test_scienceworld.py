@@ -311,6 +311,7 @@ def test_what_is_put_away_is_taken_back():
 def test_a_lost_focus_is_set_again():
     wrong = ("focus on cup", "You focus on the cup.")
     assert judge(pairs(6), *wrong).action == "focus on water (in pot)"
+    assert judge(pairs(2), *wrong).action == "reset task"
     reset = ("reset task", "You reset the goal progress and focus.")
     assert judge(pairs(6), *reset).label is VerdictLabel.ERROR
 
@@ -346,3 +347,10 @@ def test_without_teleporting_the_way_back_is_the_way_that_was_gone():
         ("teleport to kitchen", "No known action matches that input."),
     ]
     assert propose(history)[1] == "go to kitchen"
+
+
+def test_at_the_end_of_a_path_that_did_not_suffice_looking_and_waiting_are_no_faults():
+    after = pairs(len(STEPS))
+    assert propose(after)[1] == "look around"
+    assert judge(after, "look around", ROOM).label is VerdictLabel.GOOD
+    assert propose([*after, ("look around", ROOM)])[1] == "wait1"

@@ -49,19 +49,11 @@ class ScienceworldEnv:
             )
         self.close()
         self._world = self._pool.lend()
-        self._check_range(task.task_id, name, variation)
+        check_range(self._world, name, variation)
         self._world.call("load", name, variation, self._simplification, False)
         self._score, self._offers = 0, []
         goal = str(self._world.call("getTaskDescription")).strip()
         return f"{goal}\n\n{str(self._world.call('freeActionLook')).strip()}"
-
-    def _check_range(self, task_id: str, name: str, variation: int) -> None:
-        """The engine would load an impossible variation without a word."""
-        number = int(self._running().call("getTaskMaxVariations", name))
-        if not 0 <= variation < number:
-            raise EnvError(
-                f"{task_id}: {name!r} has the variations 0 to {number - 1}, not {variation}"
-            )
 
     def step(self, action: str) -> EnvStep:
         """Carry out one action."""
@@ -138,3 +130,17 @@ def which(task: Task) -> tuple[str, int]:
     if not variation.isdecimal():
         raise EnvError(f"{task.task_id}: the variation {variation!r} is no number")
     return name, int(variation)
+
+
+def check_range(world: World, name: str, variation: int) -> None:
+    """Refuse an impossible variation; the engine would load it without a word.
+
+    Raises:
+        EnvError: there is no such variation.
+    """
+    number = int(world.call("getTaskMaxVariations", name))
+    if not 0 <= variation < number:
+        raise EnvError(
+            f"scienceworld/{name}/{variation}: {name!r} has the variations 0 to {number - 1},"
+            f" not {variation}"
+        )

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from step_ray.envs.base import EnvStep
-from step_ray.envs.scienceworld.env import FULL_SCORE, ScienceworldEnv
+from step_ray.envs.scienceworld.env import FULL_SCORE, ScienceworldEnv, check_range
 from step_ray.envs.scienceworld.jvm import shared_pool
 from step_ray.envs.scienceworld.text import choices, is_look
 from step_ray.errors import EnvError
@@ -87,6 +87,7 @@ class GoldMaker:
     def _generate(self, path: GoldPath) -> list[str]:
         world = self._pool.lend()
         try:
+            check_range(world, path.task, path.variation)
             world.call("load", path.task, path.variation, path.simplification, True)
             return [str(action) for action in world.call("getGoldActionSequence")]
         finally:

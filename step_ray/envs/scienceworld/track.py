@@ -19,7 +19,7 @@ _PUT = re.compile(r"You move the (.+) to the (.+)\.$")
 _NOW = re.compile(r".+ is now (?:open|closed|activated|deactivated)\.$")
 _JOINED = re.compile(r".+? on (.+?) is now connected to .+? on (.+?)$")
 _PARTED = re.compile(r"(?:The )?(.+?) has been disconnected")
-_WHERE = re.compile(r" (?:in|on) (?:inventory|the [a-z ]+|[a-z ]*(?:pot|cup|jar|bowl|box)[a-z ]*)$")
+_WHERE = re.compile(r" in (?:inventory|the [a-z ]+|[a-z ]*(?:pot|cup|jar|bowl|box)[a-z ]*)$")
 _STATE = re.compile(
     r"\b(?:adult|baby|juvenile|reproducing|seedling|solid|liquid|gaseous) (?=\w)"
     r"| in the \w+ stage| containing [a-z ,]+?(?= (?:in|on|to|into|with) |$)| in inventory"
@@ -235,6 +235,9 @@ class Track:
         if is_noop(observation):
             self.can_teleport &= not action.startswith("teleport")
             return Move.NO_OP
+        if self.over() and (is_look(action) or action.startswith("wait")):
+            self.looked = {action}  # nothing better is known
+            return Move.LOOK
         if is_look(action):
             news = action not in self.looked
             self.looked.add(action)
@@ -253,7 +256,8 @@ class Track:
     def _side_effect(self, action: str, observation: str, held: set[str]) -> Move:
         focuses = [a for a in self.gold.actions[: self.next] if a.startswith("focus ")]
         if observation.startswith("You focus on "):
-            self.repairs += focuses[-1:]
+            # the first focus counts: where it was not yet the path's, the engine must forget it
+            self.repairs += focuses[-1:] or ["reset task"]
         if observation.startswith("You reset the goal progress"):
             self.repairs += reversed(focuses)
         if _NOW.match(observation):
