@@ -44,9 +44,7 @@ def main() -> None:
 def conversation(num_turns: int) -> list[Message]:
     messages = [Message(role="system", content=ROOM * 4), Message(role="user", content=ROOM * 3)]
     for turn in range(num_turns):
-        answer = (
-            f"Thought: I look at the shelf {turn} and take it.\nAction: go to shelf {turn}"
-        )
+        answer = f"Thought: I look at the shelf {turn} and take it.\nAction: go to shelf {turn}"
         messages.append(Message(role="assistant", content=answer))
         messages.append(Message(role="user", content=f"On the shelf {turn}, you see a mug 1."))
     return messages[:-1]
