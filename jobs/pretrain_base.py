@@ -1,6 +1,6 @@
 """Make the tiny base model: `python jobs/pretrain_base.py --out FOLDER`.
 
-Takes about an hour on 2 cores. Such a folder is what `student.init: builtin:tiny-base` names.
+Takes about half an hour on 2 cores. Such a folder is what `student.init: builtin:tiny-base` names.
 """
 
 import argparse

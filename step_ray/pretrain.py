@@ -37,10 +37,10 @@ EXPLORE_PROMPT = "alfworld_explore"
 class PretrainPlan:
     """How the base is made; the defaults made the one that ships."""
 
-    num_games: int = 6_000
+    num_games: int = 14_000
     seed: int = 77
     size: str = "tiny"
-    explore_every: int = 3
+    explore_every: int = 2
     """Every so many-th game is also played at random."""
     prompt: str = "alfworld_short"
     explore_steps: int = 10
@@ -56,7 +56,6 @@ class PretrainPlan:
             weight_decay=0.01,
             batch_tokens=2048,
             micro_batch_tokens=2400,
-            autocast="bfloat16",
             checkpoint_every=500,
         )
     )
@@ -132,7 +131,9 @@ def play_corpus(plan: PretrainPlan, folder: Path) -> tuple[list[Trajectory], lis
     wild = EpisodeSettings(prompt=EXPLORE_PROMPT, max_steps=plan.explore_steps)
     expert = asyncio.run(_play(tasks, ExpertStudent, clean, Source.EXPERT, plan.seed))
     some = tasks[:: plan.explore_every]
-    return expert, asyncio.run(_play(some, lambda task: Explorer(), wild, Source.STUDENT, plan.seed))
+    return expert, asyncio.run(
+        _play(some, lambda task: Explorer(), wild, Source.STUDENT, plan.seed)
+    )
 
 
 async def _play(
