@@ -27,8 +27,8 @@ GOLDEN_ONLY = "golden_only"
 """The control: golden data only, as many trajectories."""
 NOT_RUN = "not run"
 COLUMNS = (
-    *("tasks", "success %", "vs base", "vs golden_only", "score", "best score", "steps", "no-ops"),
-    *("truncated", "errors"),
+    *("tasks", "success %", "vs base", "vs golden_only", "final score", "best score"),
+    *("steps", "no-ops", "truncated", "errors"),
 )
 """Columns of the terminal table after the arm."""
 
@@ -126,12 +126,13 @@ def _cells(row: ResultRow) -> list[str]:
     if row.report is None:
         return [NOT_RUN, NOT_RUN, *compared, *[NOT_RUN] * 6]
     best = row.report.mean_best_reward
+    eto = "" if row.report.scoring == "final" else f" ({row.report.scoring})"
     return [
         count(row.report.num_tasks),
         _joined(rate(row.report.success_rate)),
         *compared,
-        f"{row.report.mean_reward.estimate:.3f} ({row.report.scoring})",
-        count(best and round(best.estimate, 3)),
+        f"{row.report.mean_reward.estimate:.3f}{eto}",
+        f"{best.estimate:.3f}" if best else NOT_RUN,
         f"{row.report.mean_steps:.1f}",
         f"{row.report.mean_env_noops:.2f}",
         count(row.report.num_truncated),

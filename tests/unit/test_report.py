@@ -221,6 +221,18 @@ def test_terminal_table_shows_the_same_numbers():
     assert "[red]x" in text and "not run" in text
 
 
+def test_final_and_best_score_are_apart_and_etos_is_named(tmp_path):
+    inputs = full_inputs()
+    best = mean_interval([0.5, 0.875], 0.95)
+    evals = [replace(e, mean_best_reward=best, scoring="eto") for e in inputs.evals]
+    write_report(tmp_path / "eto.html", replace(inputs, evals=evals))
+    html = (tmp_path / "eto.html").read_text()
+    assert "<th>final score</th><th>best score</th>" in html
+    assert "(eto)<small>" in html and ">0.688</td>" in html
+    write_report(tmp_path / "final.html", inputs)
+    assert "(eto)<small>" not in (tmp_path / "final.html").read_text()
+
+
 def test_results_files_hold_all_numbers_and_no_infinity(tmp_path):
     single = make_report("step", 1, num_tasks=1)
     assert single.mean_reward.low == -math.inf

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders import make_step, make_trajectory
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,6 +143,13 @@ def test_a_row_without_a_later_field_takes_its_default():
     del row["producer"]
 
     assert from_row(row) == replace(FULL, producer="")
+
+
+def test_a_row_from_before_the_best_score_takes_it_from_its_steps():
+    steps = tuple(make_step(reward=reward) for reward in (0.25, 0.5, -0.75))
+    row = to_row(make_trajectory(*steps, reward=0.0))
+    del row["best_reward"]
+    assert from_row(row).best_reward == 0.75
 
 
 def test_a_newer_row_is_refused():
