@@ -3,7 +3,8 @@
 Takes a `PretrainPlan`, gives a Hugging Face folder. Generated games of the split `pretrain`
 (disjoint by content from every other split) are played by the expert, and some also at random. The
 model reads both as chats. It stands in for a general chat model where none can be downloaded: it
-knows the language of the games and clean play, and has never seen a mistake noticed or mended.
+knows the language of the games and clean play, and can say why a command did nothing, but has never
+seen a mistake on the way to a goal noticed or mended.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ EXPLORE_PROMPT = "alfworld_explore"
 class PretrainPlan:
     """How the base is made; the defaults made the one that ships."""
 
-    num_games: int = 14_000
+    num_games: int = 12_000
     seed: int = 77
     size: str = "tiny"
     explore_every: int = 2
@@ -51,6 +52,7 @@ class PretrainPlan:
     max_length: int = 2048
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
+            num_workers=2,
             epochs=1,
             learning_rate=3e-3,
             weight_decay=0.01,

@@ -7,7 +7,7 @@ import pytest
 from step_ray.envs.alfworld import tables
 from step_ray.envs.alfworld.belief import Belief, Goal, class_of, listed, parse_goal
 from step_ray.envs.alfworld.env import AlfworldEnv
-from step_ray.envs.alfworld.explorer import random_action
+from step_ray.envs.alfworld.explorer import random_action, remark
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.envs.alfworld.judge import judge, propose, replay
 from step_ray.types import Task, Verdict, VerdictLabel
@@ -284,7 +284,7 @@ def fault(*case):
         ([], "open shelf 9", "there is no shelf 9"),
         ([TO_SHELF], "open drawer 1", "I am not at drawer 1"),
         ([TO_SHELF], "dance", "that is not possible here"),
-        ([TO_SHELF], "go to shelf 1", "that is not possible here"),
+        ([TO_SHELF], "go to shelf 1", "I am already at shelf 1"),
         ([TO_DRAWER], "take mug 1 from drawer 1", "drawer 1 is closed"),
         (FIND, "take mug 7 from drawer 1", "mug 7 is not at drawer 1"),
         (HOLD, "take pen 1 from drawer 1", "I already hold mug 1"),
@@ -456,3 +456,23 @@ def test_looks_first_where_such_things_usually_lie_in_a_large_room():
 
 def test_looks_in_the_order_of_the_list_in_a_small_room():
     assert propose(room("put a apple in shelf", LARGE_ROOM[-3:]), [])[1] == "go to fridge 1"
+
+
+# What the random player says
+
+
+@pytest.mark.parametrize(
+    ("history", "said"),
+    [
+        ([], ""),
+        ([TO_SHELF], "I hold nothing."),
+        (HOLD, "I hold mug 1."),
+        (
+            [TO_SHELF, ("take mug 1 from shelf 1", NOTHING)],
+            "That did nothing: mug 1 is not at shelf 1. I hold nothing.",
+        ),
+        ([*HOLD, ("go to desk 4", NOTHING)], "That did nothing: there is no desk 4. I hold mug 1."),
+    ],
+)
+def test_random_play_is_remarked_on_without_saying_what_would_be_better(history, said):
+    assert remark(PUT_MUG, history) == said

@@ -7,7 +7,9 @@ from step_ray.dataset import Example
 from step_ray.pretrain import PretrainPlan, _after_prompt, model_card, play_corpus
 from step_ray.train_loop import TrainResult
 
-PLAN = PretrainPlan(num_games=12, explore_steps=4, shape=ScratchConfig(hidden_size=32))
+PLAN = PretrainPlan(
+    num_games=12, explore_every=3, explore_steps=4, shape=ScratchConfig(hidden_size=32)
+)
 
 
 def test_each_game_is_won_by_the_expert_and_every_third_is_played_at_random(tmp_path):

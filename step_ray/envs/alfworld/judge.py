@@ -85,7 +85,7 @@ def find_fault(before: Belief, action: str, observation: str | None) -> Fault | 
     if not action:
         return ERROR, "bad_format", "My answer had no single action in it."
     if observation is not None and observation.startswith(NOTHING_HAPPENS):
-        return ERROR, "no_op", f"That did nothing: {_why_nothing(before, action)}."
+        return ERROR, "no_op", nothing_text(before, action)
     plan = next_move(before)
     if action == plan.action:
         return None
@@ -181,14 +181,20 @@ def _fault_of_using(before: Belief) -> Fault | None:
     return SUBOPTIMAL, "idle", "I do not need that for the task."
 
 
+def nothing_text(before: Belief, action: str) -> str:
+    """The sentence on an action without effect, with its likeliest reason as far as is known."""
+    return f"That did nothing: {_why_nothing(before, action)}."
+
+
 def _why_nothing(before: Belief, action: str) -> str:
-    """The likeliest reason that an action had no effect, from what the agent knows."""
     m = re.fullmatch(r"(take|move|put|clean|heat|cool) (.+?) (?:from|to|in/on|with) (.+)", action)
     if m is None:
         place = action.removeprefix("go to ").removeprefix("open ").removeprefix("close ")
         if action.startswith(("go to", "open", "close")) and place not in before.receptacles:
             return f"there is no {place}"
-        if action.startswith("open") and before.location != place:
+        if action.startswith("go to"):
+            return f"I am already at {place}"
+        if action.startswith(("open", "close")) and before.location != place:
             return f"I am not at {place}"
         return "that is not possible here"
     verb, name, place = m[1], m[2], m[3]
