@@ -1,20 +1,21 @@
 """Task lists: disjoint, stable, and no evaluation game among the training games."""
 
 import json
+import os
 import shutil
 
 import pytest
 
 from step_ray.config import parse_config
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
-from step_ray.envs.alfworld.tasks import games_dir, list_tasks, prepare
+from step_ray.envs.alfworld.tasks import fingerprints, games_dir, list_tasks, prepare
 from step_ray.errors import ConfigError, DataError
 from step_ray.tasks import build_tasks, read_tasks, write_tasks
 
 SIMPLE = "pick_and_place_simple"
 
 
-def config(folder, *, num=(4, 3, 3), seed=0, source="official", **env):
+def config(folder, *, num=(4, 3, 3), seed=0, source="official", split="valid_unseen", **env):
     num_expert, num_collect, num_eval = num
     return parse_config(
         {
@@ -27,7 +28,12 @@ def config(folder, *, num=(4, 3, 3), seed=0, source="official", **env):
                 "generator": {"size": "tiny"},
                 **env,
             },
-            "tasks": {"num_expert": num_expert, "num_collect": num_collect, "num_eval": num_eval},
+            "tasks": {
+                "num_expert": num_expert,
+                "num_collect": num_collect,
+                "num_eval": num_eval,
+                "eval_split": split,
+            },
         }
     )
 
@@ -178,3 +184,34 @@ def test_a_manifest_reads_back_what_was_written(folder, tmp_path):
     tasks = build_tasks(config(folder)).expert
     write_tasks(tmp_path / "tasks" / "expert.parquet", tasks)
     assert tuple(read_tasks(tmp_path / "tasks" / "expert.parquet")) == tasks
+
+
+def test_a_game_that_cannot_be_solved_is_left_out(folder):
+    path = plant(folder, held_out_game(folder), name="pick_and_place_simple-Mug-None-Shelf-1")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "solvable": False}))
+    assert len(list_tasks(config(folder), "train")) == 12
+
+
+EXTRA = "pick_clean_then_place_in_recep-Cloth-None-BathtubBasin-413/trial_T20190908_065418_661400"
+"""A training game that some copies of the released data have on top of the official list."""
+
+
+@pytest.mark.skipif("ALFWORLD_DATA" not in os.environ, reason="ALFWORLD_DATA is not set")
+def test_the_released_splits_have_their_official_sizes(folder):
+    settings = config(folder, data_dir="${ALFWORLD_DATA}")
+    splits = {
+        split: {task.task_id.removeprefix(f"alfworld/{split}/") for task in listed}
+        for split in ("train", "valid_seen", "valid_unseen")
+        for listed in [list_tasks(settings, split)]
+    }
+    sizes = {split: len(names - {EXTRA}) for split, names in splits.items()}
+    assert sizes == {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
+
+
+@pytest.mark.skipif("ALFWORLD_DATA" not in os.environ, reason="ALFWORLD_DATA is not set")
+@pytest.mark.parametrize(("split", "count"), [("valid_seen", 140), ("valid_unseen", 134)])
+def test_no_released_evaluation_game_is_trained_on(folder, split, count):
+    settings = config(folder, num=(1000, 2000, count), data_dir="${ALFWORLD_DATA}", split=split)
+    lists = build_tasks(settings)
+    held_out = set(fingerprints(lists.evaluate))
+    assert not held_out & set(fingerprints([*lists.expert, *lists.collect]))

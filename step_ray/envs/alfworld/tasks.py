@@ -4,6 +4,7 @@ Takes a `RunConfig`, gives tasks whose params name a game file; plays none. See 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ LAYOUT = "json_2.1.1"
 GAME_FILE = "game.tw-pddl"
 LEFT_OUT = ("movable", "Sliced")
 """ALFWorld's own filter: paths with these words are no text games."""
+UNSOLVABLE = re.compile(rb'"solvable":\s*false')
+"""The other part of that filter; searched in the raw file, since parsing 3,553 games takes long."""
 
 
 def games_dir(config: RunConfig) -> Path:
@@ -72,7 +75,7 @@ def held_out_tasks(config: RunConfig) -> list[Task]:
 
 
 def list_tasks(config: RunConfig, split: str) -> list[Task]:
-    """All playable games of a split, by id.
+    """All playable games of a split, by id: those that ALFWorld itself would play.
 
     Raises:
         ConfigError: the split's folder is missing.
@@ -88,7 +91,14 @@ def list_tasks(config: RunConfig, split: str) -> list[Task]:
         if not any(word in name for word in LEFT_OUT)
     ]
     wanted = set(config.env.task_types)
-    return [task for task in tasks if task.task_type in wanted]
+    tasks = [task for task in tasks if task.task_type in wanted]
+    with ThreadPoolExecutor(8) as pool:
+        solvable = pool.map(_is_solvable, tasks)
+        return [task for task, is_solvable in zip(tasks, solvable, strict=True) if is_solvable]
+
+
+def _is_solvable(task: Task) -> bool:
+    return not UNSOLVABLE.search(Path(task.params["game"]).read_bytes())
 
 
 def _task(path: Path, split: str) -> Task:
