@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -26,11 +27,8 @@ BASE = "base"
 GOLDEN_ONLY = "golden_only"
 """The control: golden data only, as many trajectories."""
 NOT_RUN = "not run"
-COLUMNS = (
-    *("tasks", "success %", "vs base", "vs golden_only", "final score", "best score"),
-    *("steps", "no-ops", "truncated", "errors"),
-)
-"""Columns of the terminal table after the arm."""
+COLUMNS = ("success %", "vs base", "vs golden_only", "score", "steps", "error")
+"""Columns of the terminal table after the arm: what fits 80 characters; the report has more."""
 
 Comparison: TypeAlias = PairedDifference | str
 """A paired difference, or the words that stand in its place."""
@@ -106,15 +104,21 @@ def _compare(inputs: ReportInputs, report: EvalReport | None, other: str) -> Com
 
 
 def results_table(inputs: ReportInputs) -> Table:
-    """The results for the terminal: the same numbers as the report.
+    """The results for the terminal: the numbers of the report that matter most.
 
     Raises:
         DataError: two evaluations of one arm.
     """
-    table = Table(title="Success rate and paired differences in percentage points")
-    table.add_column("arm")
+    table = Table(
+        title="Success rate and paired differences in percentage points",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("arm", no_wrap=True)
     for name in COLUMNS:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in results_rows(inputs):
         # Text, not str: rich would read markup in a name.
         table.add_row(*(Text(cell) for cell in (row.arm, *_cells(row))))
@@ -124,18 +128,13 @@ def results_table(inputs: ReportInputs) -> Table:
 def _cells(row: ResultRow) -> list[str]:
     compared = [_joined(difference(c)) for c in (row.vs_base, row.vs_golden_only)]
     if row.report is None:
-        return [NOT_RUN, NOT_RUN, *compared, *[NOT_RUN] * 6]
-    best = row.report.mean_best_reward
+        return [NOT_RUN, *compared, *[NOT_RUN] * 3]
     eto = "" if row.report.scoring == "final" else f" ({row.report.scoring})"
     return [
-        count(row.report.num_tasks),
         _joined(rate(row.report.success_rate)),
         *compared,
         f"{row.report.mean_reward.estimate:.3f}{eto}",
-        f"{best.estimate:.3f}" if best else NOT_RUN,
         f"{row.report.mean_steps:.1f}",
-        f"{row.report.mean_env_noops:.2f}",
-        count(row.report.num_truncated),
         count(row.report.num_errors),
     ]
 
