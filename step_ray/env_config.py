@@ -9,16 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from step_ray.envs.alfworld.tables import TASK_ROOMS
 from step_ray.envs.scienceworld import tables
 
-ALFWORLD_TASK_TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
+ALFWORLD_TASK_TYPES = tuple(TASK_ROOMS)
 ALFWORLD_ONLY = ("source", "engine", "data_dir", "generator")
 """Keys that say nothing to other environments."""
 
