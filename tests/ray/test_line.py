@@ -243,6 +243,7 @@ def reference_settings(tmp_path, base_url):
     return settings
 
 
+@pytest.mark.slow
 def test_official_games_a_model_folder_and_a_teacher_behind_http(tmp_path, teacher, monkeypatch):
     base_url, requests = teacher
     for split, num_games in (("train", 12), ("valid_unseen", 4)):

@@ -10,11 +10,12 @@ import step_ray
 PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
     {"", "types", "errors", "progress", "runinfo", "kvcache", "loss", "report.charts"},
+    {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"env_config", "config", "react", "llm", "store", "render", "stats", "show", "openai_api"},
     {"envs.base", "report.results", "player", "train_faults", "resources"},
     {"envs", "envs.alfworld.belief", "envs.alfworld.text", "envs.alfworld.goal"},
-    {"envs.alfworld", "envs.alfworld.tables", "envs.alfworld.usual", "envs.scienceworld.jvm"},
+    {"envs.alfworld.usual", "envs.scienceworld.jvm"},
     {"envs.scienceworld.env", "envs.scienceworld.track"},
     {"envs.scienceworld.gold"},
     {"envs.scienceworld.goldcache"},
