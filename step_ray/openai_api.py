@@ -174,7 +174,7 @@ def make_api(backend: ChatBackend, api_key_digest: str = "") -> FastAPI:
     api = FastAPI(title="step_ray agent")
     _add_error_handlers(api)
 
-    def authorize(request: Request) -> None:
+    async def authorize(request: Request) -> None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if api_key_digest and not (
             scheme.lower() == "bearer" and hmac.compare_digest(key_digest(key), api_key_digest)
