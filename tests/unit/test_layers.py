@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"envs.webshop.catalogue"},
     {"envs.webshop.goals", "envs.webshop.session"},
     {"envs.webshop.env", "envs.webshop.tasks"},
-    {"envs.webshop.expert", "envs.webshop.judge"},
+    {"envs.webshop.expert", "envs.webshop.judge", "envs.webshop.replay", "envs.webshop.nouncheck"},
     {"envs.alfworld.problem", "envs.alfworld.scene", "envs.alfworld.expert"},
     {"envs.alfworld.engine", "envs.alfworld.pddl_text", "envs.alfworld.plan"},
     {"envs.alfworld.judge", "envs.alfworld.official", "envs.alfworld.generator"},
