@@ -1,4 +1,4 @@
-"""WebShop's rules: products, search terms, pages, actions, reward. Shops of a few lines, by hand."""
+"""WebShop's rules: products, search terms, pages, actions, reward; shops of a few lines by hand."""
 
 import json
 import math
@@ -261,7 +261,8 @@ def test_the_pages_read_as_officially(session):
     )
     assert session.do("click[Features]")
     assert text(session) == (
-        "Instruction: [SEP] buy it [SEP] Back to Search [SEP] < Prev [SEP] Machine wash. [SEP] Soft."
+        "Instruction: [SEP] buy it [SEP] Back to Search [SEP] < Prev"
+        " [SEP] Machine wash. [SEP] Soft."
     )
     assert session.do("click[< Prev]")
     assert session.do("click[Reviews]")

@@ -75,7 +75,7 @@ _VALUES = {
     "size": ("Small", "Medium", "Large", "X-Large", "1 Pack", "2 Pack"),
     "scent": ("Lemon", "Rose", "Mint", "Vanilla", "Unscented"),
     "length": ("3 Feet", "6 Feet", "10 Feet", "15 Feet"),
-    "style": ("Modern", "Vintage", "Rustic", "Classic"),
+    "style": ("Modern", "Vintage", "Plain", "Classic"),
     "flavor": ("Honey", "Ginger", "Berry", "Chocolate", "Salted"),
 }
 _SYLLABLES = ("ba", "ko", "li", "mar", "ten", "vo", "sun", "dra", "pel", "quin", "zor", "fa")
