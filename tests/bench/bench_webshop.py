@@ -44,7 +44,7 @@ def mixed_files(files: list[Path], number: int, folder: Path) -> list[Path]:
         for row in range(number):
             a, b, c = (rng.choice(products) for _ in range(3))
             words = [*a["name"].split(), *b["name"].split()]
-            own = {"asin": f"S{row:09}", "name": " ".join([*rng.sample(words, 8), f"w{row:x}"])}
+            own = {"asin": f"S{row:09}", "name": " ".join([*rng.choices(words, k=10), f"w{row:x}"])}
             mixed = a | {"full_description": b["full_description"]} | own
             mixed |= {"small_description": c["small_description"]}
             out.write(("[" if not row else ",\n") + json.dumps(mixed))
@@ -70,7 +70,7 @@ def measure(folder: Path, seconds: float) -> dict[str, float]:
     spent = []
     for text in goals:
         begun = time.perf_counter()
-        catalogue._hits(text)
+        catalogue._searched(text)
         spent.append(time.perf_counter() - begun)
     after = rss_mb()
     return {

@@ -38,6 +38,8 @@ PRODUCTS, ASINS, ROWS, HUMAN, META = (
 _BATCH = 4096
 _CACHED = 2048
 """Products that a process keeps as objects."""
+_CACHED_LISTS = 8
+"""Lists of a whole category or query, which may name a large part of the shop."""
 _TEXTS = pa.list_(pa.large_string())
 _SCHEMA = pa.schema(
     [(name, pa.large_string()) for name in ("asin", "title", "description", "category", "query")]
@@ -145,7 +147,8 @@ class Catalogue:
         self._rows = np.load(folder / ROWS, mmap_mode="r")
         self._index = SearchIndex(folder / "index")
         self.product = lru_cache(maxsize=_CACHED)(self._product)
-        self.hits = lru_cache(maxsize=_CACHED)(self._hits)
+        self._found = lru_cache(maxsize=_CACHED)(self._searched)
+        self._listed = lru_cache(maxsize=_CACHED_LISTS)(self._all_of)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -175,19 +178,27 @@ class Catalogue:
             raise DataError(f"asin: {asin!r} is not in the catalogue {self.folder}")
         return self.product(row)
 
-    def _hits(self, keywords: str) -> tuple[int, ...]:
-        """Rows that a search shows, best first: at most 50, or those of `<c>`, `<q>`, `<a>`."""
+    def hits(self, keywords: str) -> tuple[int, ...]:
+        """Rows that a search shows: the 50 best, or all of a category, query or attribute.
+
+        `<c> garden`, `<q> lamps` and `<a> easy install` list in the order of the file.
+        """
         first, _, rest = keywords.partition(" ")
-        wanted = " ".join(rest.split())
+        if first in ("<c>", "<q>", "<a>"):
+            return self._listed(first, " ".join(rest.split()))
+        return self._found(keywords)
+
+    def _searched(self, keywords: str) -> tuple[int, ...]:
+        return tuple(self._index.search(keywords, MAX_HITS))
+
+    def _all_of(self, first: str, wanted: str) -> tuple[int, ...]:
         if first == "<c>":
             return self._where(pc.equal(self._table["category"], wanted.partition(" ")[0]))
         if first == "<q>":
             return self._where(pc.equal(self._table["query"], wanted))
-        if first == "<a>":
-            lists = self._table["attributes"].combine_chunks()
-            rows = pc.list_parent_indices(lists).filter(pc.equal(pc.list_flatten(lists), wanted))
-            return tuple(sorted(set(rows.to_pylist())))
-        return tuple(self._index.search(keywords, MAX_HITS))
+        lists = self._table["attributes"].combine_chunks()
+        rows = pc.list_parent_indices(lists).filter(pc.equal(pc.list_flatten(lists), wanted))
+        return tuple(sorted(set(rows.to_pylist())))
 
     @staticmethod
     def _where(mask: pa.ChunkedArray) -> tuple[int, ...]:
