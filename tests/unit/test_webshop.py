@@ -353,6 +353,13 @@ def test_faults_are_told_apart(course, steps, action, label, error_type):
     assert verdict.action
 
 
+def test_choosing_the_same_option_again_is_idle_and_options_have_no_order(course):
+    task, actions = course
+    again = judge(task, actions[:3], actions[2])
+    assert (again.label, again.error_type) == (VerdictLabel.SUBOPTIMAL, "repeated")
+    assert judge(task, actions[:2], actions[3]).label is VerdictLabel.GOOD
+
+
 def test_a_wrong_option_is_put_right(course):
     task, actions = course
     values = {v for _, group in Shopper(task).product.options for v in group}

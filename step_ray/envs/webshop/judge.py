@@ -75,6 +75,8 @@ class ShopExpert:
             return ERROR, "wrong_product", text
         if now.place is Place.RESULTS and then.place is Place.RESULTS:
             return self._fault_of_paging(before, after)
+        if now == then:
+            return SUBOPTIMAL, "repeated", f"{argument} was already chosen."
         if now.chosen != then.chosen and now.place is Place.ITEM:
             return self._fault_of_choosing(before, after)
         return self._fault_of_moving(before, argument)
@@ -133,14 +135,7 @@ class ShopExpert:
             return SUBOPTIMAL, "detour", "I left the results that have what I want."
         if here and argument == pages.BACK.lower():
             return SUBOPTIMAL, "detour", "I left the product that I want."
-        if argument in {name for _, values in _options(before) for name in values}:
-            return SUBOPTIMAL, "repeated", f"{argument} was already chosen."
         return None
-
-
-def _options(visit: Visit) -> Sequence[tuple[str, tuple[str, ...]]]:
-    on_item = visit.session.state.place is Place.ITEM
-    return visit.session.product().options if on_item else ()
 
 
 def _nothing(before: Visit, action: str) -> Fault:
