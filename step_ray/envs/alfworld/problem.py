@@ -25,9 +25,10 @@ CHANGING = frozenset(
 in the official engine, which lists what stands next to a receptacle by it."""
 
 FIXED = frozenset(
-    """receptacleatlocation openable isreceptacleobject inreceptacleobject isreceptacleobjectfull
-    wasinreceptacle checked examined receptacletype cancontain objecttype holdsanyreceptacleobject
-    full cleanable heatable coolable pickupable moveable toggleable sliceable""".split()
+    {"receptacleatlocation", "receptacletype", "cancontain", "objecttype", "pickupable", "openable"}
+    | {"cleanable", "heatable", "coolable", "sliceable", "toggleable", "moveable", "examined"}
+    | {"isreceptacleobject", "inreceptacleobject", "isreceptacleobjectfull", "wasinreceptacle"}
+    | {"checked", "full", "holdsanyreceptacleobject"}
 )
 """The other predicates of ALFWorld's domain, which commands here never change."""
 _UNTRACKED = frozenset({"checked"})
