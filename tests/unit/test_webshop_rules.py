@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from step_ray.envs.webshop import pages
@@ -26,6 +26,9 @@ from step_ray.envs.webshop.search import stored_length
 from step_ray.envs.webshop.session import Place, Session, parse_action
 from step_ray.errors import DataError, EnvError
 
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine makes no test fail."""
+SHORT = st.text(max_size=8)
 RECORD = {
     "asin": "B000000001",
     "name": "Acme Red Shirt",
@@ -143,8 +146,8 @@ def test_a_file_that_is_no_list_is_refused(tmp_path):
             list(stream_records(path))
 
 
-@settings(deadline=None)
-@given(st.lists(st.dictionaries(st.text(), st.text(), max_size=3), max_size=5), st.integers(1, 40))
+@UNTIMED
+@given(st.lists(st.dictionaries(SHORT, SHORT, max_size=3), max_size=5), st.integers(1, 40))
 def test_streaming_reads_what_json_reads(tmp_path_factory, records, chunk):
     from step_ray.envs.webshop import products
 
@@ -175,7 +178,7 @@ def test_texts_become_lucenes_terms(text, terms):
     assert analyse(text) == terms
 
 
-@settings(deadline=None)
+@UNTIMED
 @given(st.text(max_size=60))
 def test_any_text_can_be_analysed(text):
     assert all(analyse(text))
@@ -333,7 +336,7 @@ def test_brackets_are_read_greedily_as_officially(action, parsed):
     assert parse_action(action) == parsed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(UNTIMED, max_examples=60)
 @given(actions=st.lists(st.sampled_from(["s", "n", "p", "b", "o", "x", "d"]) | st.text(max_size=8)))
 def test_no_sequence_of_actions_breaks_a_visit(tmp_path_factory, actions):
     words = {"s": "search[shirt]", "n": "click[next >]", "p": "click[< prev]", "x": "click[blue]"}
