@@ -6,6 +6,7 @@ for strict JSON, `OracleTeacher` asks the environment's expert. Neither touches 
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -127,6 +128,7 @@ class TeacherReply(BaseModel):
     action: str = ""
 
 
+_PLACEHOLDER = re.compile(r"<[a-z]+>")
 TEXT_FIELDS = ("reflection", "thought", "action")
 REPLY_SCHEMA: dict[str, Any] = {
     "name": "verdict",
@@ -247,6 +249,15 @@ def _checked(reply: TeacherReply, view: StepView) -> tuple[Verdict | None, str]:
     action = fields["action"].removeprefix("Action:").strip()
     if not action:
         return None, "a faulty step needs an action that corrects it."
-    if view.admissible and action not in view.admissible:
+    if view.admissible and not _is_listed(action, view.admissible):
         return None, f"{action!r} is not one of the valid actions."
     return Verdict(label=label, **{**fields, "action": action}), ""
+
+
+def _is_listed(action: str, admissible: Sequence[str]) -> bool:
+    """The action is one of the valid ones; `<...>` in an entry stands for any words."""
+    open_entries = (entry for entry in admissible if _PLACEHOLDER.search(entry))
+    return action in admissible or any(
+        re.fullmatch(".+".join(map(re.escape, _PLACEHOLDER.split(entry))), action)
+        for entry in open_entries
+    )

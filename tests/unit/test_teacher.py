@@ -289,5 +289,5 @@ def test_the_oracle_cannot_judge_a_text_that_is_no_room():
 
 
 def test_an_environment_without_expert_needs_a_language_model():
-    with pytest.raises(ConfigError, match=r"^teacher.kind: 'webshop' has no expert; .*'llm'$"):
-        OracleTeacher("webshop")
+    with pytest.raises(ConfigError, match=r"^teacher.kind: 'kitchen' has no expert; .*'llm'$"):
+        OracleTeacher("kitchen")
