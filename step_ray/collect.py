@@ -20,7 +20,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from step_ray.config import CollectConfig, TeacherConfig
+from step_ray.config import CollectConfig
 from step_ray.envs.base import Row, RowMapper
 from step_ray.errors import ConfigError, EpisodesError
 from step_ray.rollout import trajectory_id
@@ -34,6 +34,7 @@ from step_ray.store import (
     write_table,
 )
 from step_ray.tasks import TASK_SCHEMA
+from step_ray.teacher_config import TeacherConfig
 from step_ray.types import ERROR_STOPS, StopReason, Task, Trajectory
 
 EPISODE_SCHEMA = TASK_SCHEMA.append(pa.field("seed", pa.int64()))

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from step_ray.config import CollectConfig, RunConfig, TeacherConfig
+from step_ray.config import CollectConfig, RunConfig
 from step_ray.envs import make_env
 from step_ray.errors import BudgetError, ConfigError
 from step_ray.llm import ChatModel, OpenAIChat
@@ -20,6 +20,7 @@ from step_ray.rollout import EpisodeSettings, run_episode, trajectory_id
 from step_ray.store import to_row
 from step_ray.tasks import TASK_SCHEMA, task_from_row
 from step_ray.teacher import ExpertStudent, Judgement, LLMTeacher, OracleTeacher, StepView, Teacher
+from step_ray.teacher_config import TeacherConfig
 from step_ray.types import Source, Step, StopReason, Task, Trajectory
 
 

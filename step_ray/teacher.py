@@ -12,12 +12,12 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from step_ray.config import TeacherConfig
 from step_ray.envs import has_expert, make_expert
 from step_ray.errors import ContextLengthError, DataError, LLMError, TeacherError
 from step_ray.llm import ChatModel, Completion
 from step_ray.player import HistoryPlayer
 from step_ray.react import load_prompt
+from step_ray.teacher_config import TeacherConfig
 from step_ray.types import Message, Step, Task, Verdict, VerdictLabel
 
 

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from step_ray.collect import run_episodes
-from step_ray.config import TeacherConfig
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.errors import EpisodesError
 from step_ray.rollout import EpisodeSettings, trajectory_id
 from step_ray.runner import Address, EpisodePlan
 from step_ray.store import num_teacher_calls, read_rows, read_trajectories
 from step_ray.tasks import read_tasks, write_tasks
+from step_ray.teacher_config import TeacherConfig
 from step_ray.types import Source, StopReason, Task
 
 ROOT = Path(__file__).resolve().parents[2]

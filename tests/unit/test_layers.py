@@ -12,7 +12,8 @@ LAYERS: list[set[str]] = [
     {"", "types", "errors", "progress", "runinfo", "kvcache", "loss", "report.charts"},
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
-    {"env_config", "config", "react", "llm", "store", "render", "stats", "show", "openai_api"},
+    {"env_config", "teacher_config", "config", "react", "store", "render", "stats", "show"},
+    {"llm", "openai_api"},
     {"envs.base", "report.results", "player", "train_faults", "resources"},
     {"envs", "envs.alfworld.belief", "envs.alfworld.text", "envs.alfworld.goal"},
     {"envs.alfworld.usual", "envs.scienceworld.jvm"},
@@ -37,7 +38,7 @@ HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 HEAVY = {"ray", "torch", "transformers", "tokenizers", "peft"}
 LIGHT = {
     *("", "types", "errors", "config", "react", "llm", "teacher", "rollout", "store", "tasks"),
-    *("runner", "resources"),
+    *("runner", "resources", "teacher_config"),
     *("progress", "runinfo", "stats", "show", "runfolder", "pipeline", "stages", "summary", "cli"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
     *("report.charts", "envs", "envs.base"),

@@ -3,9 +3,9 @@
 import asyncio
 import json
 
-from step_ray.config import TeacherConfig
 from step_ray.rollout import EpisodeSettings
 from step_ray.runner import EpisodePlan, EpisodeRunner
+from step_ray.teacher_config import TeacherConfig
 from step_ray.types import Source
 
 

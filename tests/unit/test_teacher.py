@@ -6,7 +6,6 @@ import json
 import pytest
 from builders import make_step
 
-from step_ray.config import TeacherConfig
 from step_ray.envs.alfworld.env import AlfworldEnv
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.errors import ConfigError, ContextLengthError, LLMError, TeacherError
@@ -21,6 +20,7 @@ from step_ray.teacher import (
     StepView,
     teacher_messages,
 )
+from step_ray.teacher_config import TeacherConfig
 from step_ray.types import Source, StepKind, StopReason, Task, Verdict, VerdictLabel
 
 TASK = Task(task_id="t/1", env="alfworld", split="train", goal="")
