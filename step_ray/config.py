@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
-from step_ray.teacher_config import TeacherConfig
+from step_ray.teacher_config import Price, TeacherConfig
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names that are folders of a run."""
@@ -207,6 +207,8 @@ class RunConfig(Section):
     ray: RayConfig = RayConfig()
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
+    prices: dict[str, Price] = Field(default={})
+    """Model -> its price; a model that is not here costs nothing."""
     env: EnvConfig = EnvConfig()
     tasks: TasksConfig = TasksConfig()
     train: TrainConfig = TrainConfig()
@@ -224,6 +226,16 @@ class RunConfig(Section):
     """Trained and evaluated next to the base agent, in this order."""
     serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _budget_has_a_price(self) -> "RunConfig":
+        teacher = self.teacher
+        if teacher.budget.money is not None and teacher.model not in self.prices:
+            raise ValueError(
+                f"teacher.budget.money: prices has no {teacher.model!r}, only"
+                f" {sorted(self.prices)}; add it, or budget calls or tokens"
+            )
+        return self
 
     @model_validator(mode="after")
     def _arm_training_is_valid(self) -> "RunConfig":
@@ -315,15 +327,16 @@ def _first_fault(exc: ValidationError) -> str:
         return f"{key}: unknown key; use one of {known}{more}"
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
-    shown = "" if isinstance(value, dict | BaseModel) else f" (value: {value!r})"
+    hidden = isinstance(value, dict | BaseModel) or first["type"] == "secret_in_url"
+    shown = "" if hidden else f" (value: {value!r})"
     return f"{key}: {message}{shown}{more}" if key else f"{message}{more}"
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     model: Any = RunConfig
     for part in loc[:-1]:
-        if part == "arms":
-            model = Recipe
+        if part in ("arms", "prices"):
+            model = {"arms": Recipe, "prices": Price}[str(part)]
         elif isinstance(model, type) and issubclass(model, Section) and part in model.model_fields:
             model = model.model_fields[str(part)].annotation
     return sorted(model.model_fields) if hasattr(model, "model_fields") else []

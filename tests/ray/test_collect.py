@@ -15,9 +15,9 @@ from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.errors import EpisodesError
 from step_ray.rollout import EpisodeSettings, trajectory_id
 from step_ray.runner import Address, EpisodePlan
-from step_ray.store import num_teacher_calls, read_rows, read_trajectories
+from step_ray.store import read_rows, read_trajectories, read_usages
 from step_ray.tasks import read_tasks, write_tasks
-from step_ray.teacher_config import TeacherConfig
+from step_ray.teacher_config import BudgetConfig, TeacherConfig
 from step_ray.types import Source, StopReason, Task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,39 +157,49 @@ def test_a_stage_in_which_every_episode_fails_is_an_error_that_quotes_the_first(
     assert on_disk(tmp_path) == Counter(ids(tasks[:2], source=Source.STUDENT))
 
 
+def budget(calls, **fields):
+    return TeacherConfig(budget=BudgetConfig(calls=calls, **fields))
+
+
 def test_a_budget_of_teacher_calls_holds_for_all_actors_and_after_a_restart(tasks, tmp_path):
-    plan = replace(
-        PLAN, num_actors=2, source=Source.SELF_REFLECTED, teacher=TeacherConfig(max_calls=12)
-    )
+    plan = replace(PLAN, num_actors=2, source=Source.SELF_REFLECTED, teacher=budget(12))
     summary = run_episodes(tasks, plan, tmp_path)
-    assert summary.teacher_calls == 12
-    assert summary.stop_reasons["budget"] >= 1
+    assert (summary.teacher_calls, summary.spent_calls) == (12, 12)
+    assert summary.num_episodes + summary.num_not_started == 6
+    assert summary.num_not_started >= 1
     assert set(summary.stop_reasons) <= {"budget", "success"}
     lines = {t.error for t in read_trajectories(tmp_path) if t.stop_reason is StopReason.BUDGET}
-    assert lines == {"teacher.max_calls: 12 calls are spent"}
+    assert lines <= {"teacher.budget.calls: all 12 are spent or reserved"}
 
-    more = [replace(tasks[0], task_id="alfworld/train/more")]
-    summary = run_episodes([*tasks, *more], plan, tmp_path)
-    assert (summary.num_episodes, summary.num_resumed, summary.teacher_calls) == (7, 6, 12)
+    before = on_disk(tmp_path)
+    again = run_episodes(tasks, plan, tmp_path)
+    assert (on_disk(tmp_path), again.teacher_calls) == (before, 12)
+    assert (again.num_resumed, again.num_not_started) == (before.total(), summary.num_not_started)
 
 
-def test_episodes_that_the_budget_ended_are_played_again_once_it_is_raised(tasks, tmp_path):
-    plan = replace(PLAN, source=Source.SELF_REFLECTED, teacher=TeacherConfig(max_calls=12))
-    stopped = run_episodes(tasks, plan, tmp_path).stop_reasons["budget"]
-    assert stopped >= 1
-    first = on_disk(tmp_path)
+def test_what_the_budget_ended_or_held_back_is_played_once_it_is_raised(tasks, tmp_path):
+    plan = replace(PLAN, source=Source.SELF_REFLECTED, teacher=budget(12))
+    first = run_episodes(tasks, plan, tmp_path)
+    finished = first.stop_reasons.get("success", 0)
 
-    plan = replace(plan, teacher=TeacherConfig(max_calls=1000))
-    summary = run_episodes(tasks, plan, tmp_path)
-    assert (summary.stop_reasons, summary.num_resumed) == ({"success": 6}, 6 - stopped)
-    again = on_disk(tmp_path) - first
-    assert (len(again), set(again.values())) == (stopped, {1})
+    summary = run_episodes(tasks, replace(plan, teacher=budget(1000)), tmp_path)
+    assert (summary.stop_reasons, summary.num_resumed) == ({"success": 6}, finished)
+    assert summary.num_not_started == 0
     assert [t.trajectory_id for t in read_trajectories(tmp_path)] == ids(
         tasks, source=Source.SELF_REFLECTED
     )
-    assert num_teacher_calls(tmp_path) == 12 + sum(
-        t.usage.teacher_calls for t in read_trajectories(tmp_path) if t.trajectory_id in again
-    )
+    paid = sum(usage.teacher_calls for usage in read_usages(tmp_path))
+    assert summary.spent_calls == paid >= 12 + 6 - finished
+
+
+def test_episodes_in_flight_may_finish_over_the_budget(tasks, tmp_path):
+    plan = replace(PLAN, source=Source.SELF_REFLECTED, teacher=budget(2, at_limit="finish"))
+    summary = run_episodes(tasks, plan, tmp_path)
+    # two episodes run at once; whoever starts after the second call is told not to
+    assert set(summary.stop_reasons) == {"success"}
+    assert 1 <= summary.num_episodes <= 3
+    assert summary.num_not_started == 6 - summary.num_episodes
+    assert summary.spent_calls == summary.teacher_calls > 2
 
 
 DRIVER = """

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from step_ray.endpoint import check_endpoint
 from step_ray.errors import ConfigError, ContextLengthError, EndpointError, LLMError
-from step_ray.llm import OpenAIChat, ScriptedLLM, check_endpoint
+from step_ray.llm import OpenAIChat, ScriptedLLM
 from step_ray.types import Message
 
 MESSAGES = [Message(role="user", content="hello")]
