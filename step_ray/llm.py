@@ -77,7 +77,7 @@ class ChatModel(Protocol):
         ...
 
 
-class _Deadline:
+class Deadline:
     """The time of one call; it stands still while the call waits for its turn."""
 
     def __init__(self, seconds: float | None) -> None:
@@ -184,7 +184,7 @@ class OpenAIChat:
         """One call: its slot, its deadline, its share of the budget."""
         client, slots = self._open()
         estimate = self._estimate(request)
-        deadline = _Deadline(self._call_timeout_s)
+        deadline = Deadline(self._call_timeout_s)
         async with slots:
             await self._gate.enter(estimate)
             actual = NOTHING
@@ -221,7 +221,7 @@ class OpenAIChat:
         self,
         client: openai.AsyncOpenAI,
         request: dict[str, Any],
-        deadline: _Deadline,
+        deadline: Deadline,
         estimate: Spending,
     ) -> tuple[Completion, Spending]:
         """The answer with what it cost; without a schema where the endpoint refuses it."""
@@ -243,7 +243,7 @@ class OpenAIChat:
         self,
         client: openai.AsyncOpenAI,
         request: dict[str, Any],
-        deadline: _Deadline,
+        deadline: Deadline,
         estimate: Spending,
     ) -> tuple[Any, int]:
         """The first answer of the endpoint and the number of tries that failed before it."""
