@@ -1,10 +1,13 @@
 """Episodes on Ray Data: every id once, errors are rows, budgets hold, kills lose nothing."""
 
+import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,7 +20,7 @@ from step_ray.rollout import EpisodeSettings, trajectory_id
 from step_ray.runner import Address, EpisodePlan
 from step_ray.store import read_rows, read_trajectories, read_usages
 from step_ray.tasks import read_tasks, write_tasks
-from step_ray.teacher_config import BudgetConfig, TeacherConfig
+from step_ray.teacher_config import BudgetConfig, Price, TeacherConfig
 from step_ray.types import Source, StopReason, Task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,6 +203,76 @@ def test_episodes_in_flight_may_finish_over_the_budget(tasks, tmp_path):
     assert 1 <= summary.num_episodes <= 3
     assert summary.num_not_started == 6 - summary.num_episodes
     assert summary.spent_calls == summary.teacher_calls > 2
+
+
+class Contented(BaseHTTPRequestHandler):
+    """A teacher that finds every step good; its replies count 100 and 10 tokens."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.sessions.append(self.headers["x-session-id"])
+        text = '{"verdict": "good", "reflection": "", "thought": "", "action": ""}'
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+        body = json.dumps({**answer, "choices": [choice], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def contented():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Contented)
+    server.sessions = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_rerun_is_judged_from_the_cache_and_costs_nothing(tasks, tmp_path, contented):
+    teacher = TeacherConfig(
+        kind="llm",
+        base_url=f"http://127.0.0.1:{contented.server_port}/v1",
+        model="m",
+        api_key_env="STEP_RAY_TEST_KEY",
+        requests_per_minute=60_000,
+        budget=BudgetConfig(money=1000),
+    )
+    plan = replace(
+        PLAN,
+        num_actors=2,
+        source=Source.SELF_REFLECTED,
+        teacher=teacher,
+        prices={"m": Price(prompt=10_000, completion=100_000)},  # 1 + 1 a call
+        cache_dir=str(tmp_path / "cache"),
+    )
+    first = run_episodes(tasks, plan, tmp_path / "first")
+    calls = len(contented.sessions)
+    assert set(contented.sessions) == {f"{task.task_id}#0" for task in tasks}
+    assert (first.teacher_calls, first.teacher_tokens) == (calls, 110 * calls)
+    assert first.teacher_cost == first.spent_money == pytest.approx(2 * calls)
+    assert (first.teacher_cached_calls, first.cache_faults) == (0, 0)
+
+    again = run_episodes(tasks, plan, tmp_path / "again")
+    assert len(contented.sessions) == calls
+    assert (again.teacher_calls, again.teacher_cached_calls) == (0, calls)
+    assert (again.spent_calls, again.teacher_cost, again.num_success) == (0, 0.0, 6)
+    texts = [
+        [(t.trajectory_id, [s.text for s in t.steps]) for t in read_trajectories(tmp_path / name)]
+        for name in ("first", "again")
+    ]
+    assert texts[0] == texts[1]
 
 
 DRIVER = """
