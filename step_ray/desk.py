@@ -13,7 +13,7 @@ from pathlib import Path
 from step_ray.errors import DataError
 from step_ray.gate import Answer, Ask, Settled
 from step_ray.ratelimit import RateLimiter
-from step_ray.spending import Spending
+from step_ray.spending import NOTHING, Spending
 from step_ray.store import read_json, write_json
 from step_ray.teacher_config import BudgetConfig, TeacherConfig
 
@@ -53,6 +53,8 @@ class TeacherDesk:
             self._reserved -= call.estimate
             self._spent += call.actual
             self._limiter.correct(call.actual.tokens - call.estimate.tokens)
+        # a desk that was restarted does not know what was reserved before
+        self._reserved = self._reserved.or_more(NOTHING)
         if pause_s:
             self._limiter.pause(now + pause_s)
         self._keep(now)

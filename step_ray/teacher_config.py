@@ -60,7 +60,9 @@ class TeacherConfig(Section):
     kind: Literal["oracle", "llm"] = "oracle"
     """`oracle`: the environment's expert, no LLM; `llm`: a model behind `base_url`."""
     base_url: str = ""
+    """OpenAI-compatible endpoint of the teacher, `http://host:port/v1`; without password or key."""
     model: str = ""
+    """What to ask the endpoint for; also its name in `prices`."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself never enters a config or a run."""
     when: Literal["after_execution", "before_execution"] = "after_execution"
@@ -76,7 +78,9 @@ class TeacherConfig(Section):
     max_reasks: int = Field(default=2, ge=0)
     """How often an unusable answer is asked for again."""
     temperature: float = Field(default=0.0, ge=0)
+    """Of the teacher's sampling; its seed is the episode's."""
     max_tokens: int = Field(default=512, ge=1)
+    """Longest reply; one that is cut off here is asked for again."""
     timeout_s: float = Field(default=120.0, gt=0)
     """For a call with its retries, without the time it waits for its turn; no call outlives its
     episode."""

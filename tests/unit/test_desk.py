@@ -106,6 +106,12 @@ def test_a_call_without_an_answer_costs_nothing():
     assert desk.close() == NOTHING
 
 
+def test_a_restarted_desk_is_not_owed_what_was_reserved_before_it():
+    desk = make_desk(budget={"calls": 2})
+    desk.serve([], [ended(Spending(calls=1))], 0.0)  # reserved with the desk that died
+    assert isinstance(desk.serve([ASK, ASK], [], 0.0).turns[1], str)
+
+
 def test_what_was_spent_before_counts():
     desk = make_desk(spent=Spending(calls=7), budget={"calls": 8})
     assert desk.may_start()
