@@ -16,9 +16,9 @@ from step_ray.envs.webshop.generator import generate_shop
 from step_ray.envs.webshop.goals import list_goals
 from step_ray.envs.webshop.session import Place
 from step_ray.errors import ConfigError, DataError, EnvError
+from step_ray.judging import is_listed
 from step_ray.play import Session, new_task
 from step_ray.tasks import build_tasks
-from step_ray.teacher import _is_listed
 from step_ray.types import Task, VerdictLabel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,10 +244,10 @@ def test_actions_are_listed_with_one_entry_for_all_searches(tasks):
     env.step("search[shirts]")
     listed = env.admissible_actions()
     assert listed[:3] == ["search[<keywords>]", "click[back to search]", "click[next >]"]
-    assert all(_is_listed(action, listed) for action in listed)
-    assert _is_listed("search[red shoes]", listed)
-    assert not _is_listed("search[]", listed)
-    assert not _is_listed("click[red shoes]", listed)
+    assert all(is_listed(action, listed) for action in listed)
+    assert is_listed("search[red shoes]", listed)
+    assert not is_listed("search[]", listed)
+    assert not is_listed("click[red shoes]", listed)
 
 
 @pytest.mark.parametrize("changed", [{"catalogue": "/nowhere"}, {"options": "{"}, {"asin": None}])
