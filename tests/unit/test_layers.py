@@ -13,7 +13,7 @@ LAYERS: list[set[str]] = [
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"env_config", "config", "react", "llm", "store", "render", "stats", "show", "openai_api"},
-    {"envs.base", "report.results", "player", "train_faults", "resources"},
+    {"envs.base", "report.results", "player", "train_faults", "resources", "masking"},
     {"envs", "envs.alfworld.belief", "envs.alfworld.text", "envs.alfworld.goal"},
     {"envs.alfworld.usual", "envs.scienceworld.jvm"},
     {"envs.scienceworld.env", "envs.scienceworld.track"},
@@ -37,7 +37,7 @@ HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 HEAVY = {"ray", "torch", "transformers", "tokenizers", "peft"}
 LIGHT = {
     *("", "types", "errors", "config", "react", "llm", "teacher", "rollout", "store", "tasks"),
-    *("runner", "resources"),
+    *("runner", "resources", "masking"),
     *("progress", "runinfo", "stats", "show", "runfolder", "pipeline", "stages", "summary", "cli"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
     *("report.charts", "envs", "envs.base"),
