@@ -9,7 +9,7 @@ import step_ray
 
 PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
-    {"", "types", "errors", "progress", "runinfo", "kvcache", "loss", "report.charts"},
+    {"", "types", "errors", "data", "progress", "runinfo", "kvcache", "loss", "report.charts"},
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"env_config", "config", "react", "llm", "store", "render", "stats", "show", "openai_api"},
@@ -27,6 +27,12 @@ LAYERS: list[set[str]] = [
     {"teacher", "tasks", "student", "batching", "generation", "runfolder", "raysetup"},
     {"report.page", "rollout", "dataset", "learner", "agent_server"},
     {"report", "runner", "train_loop", "serve", "viewer", "play"},
+    {"data.flags", "data.files"},
+    {"data.chats", "replay"},
+    {"data.formats", "data.stats"},
+    {"data.agenttraj", "data.export"},
+    {"data.ingest"},
+    {"data.commands"},
     {"collect", "train", "serving"},
     {"evaluate", "pretrain", "summary"},
     {"stages"},
@@ -39,6 +45,8 @@ LIGHT = {
     *("", "types", "errors", "config", "react", "llm", "teacher", "rollout", "store", "tasks"),
     *("runner", "resources", "masking"),
     *("progress", "runinfo", "stats", "show", "runfolder", "pipeline", "stages", "summary", "cli"),
+    *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
+    *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
     *("report.charts", "envs", "envs.base"),
 }
