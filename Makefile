@@ -4,9 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Pinned versions of everything that is installed; see constraints.txt for how to renew it.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python $(PIP_INSTALL)
 
-.PHONY: demo test test-slow lint install clean
+# The official ALFWorld engine, which compiles C++, in an environment of its own.
+OFFICIAL ?= .venv-official
+OFFICIAL_STAMP := $(OFFICIAL)/.installed
+
+.PHONY: demo test test-slow test-official lint install clean
 
 install: $(STAMP)
 
@@ -25,10 +30,19 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
+$(OFFICIAL_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OFFICIAL)
+	$(OFFICIAL)/bin/python $(PIP_INSTALL) torch==2.13.0
+	$(OFFICIAL)/bin/python $(PIP_INSTALL) -e '.[alfworld,dev]'
+	touch $@
+
+test-official: $(OFFICIAL_STAMP)
+	$(OFFICIAL)/bin/python -m pytest tests/envs -k alfworld
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(OFFICIAL) build *.egg-info

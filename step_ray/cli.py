@@ -156,21 +156,25 @@ def show(
 
 @app.command()
 def play(
-    env: Annotated[str, typer.Argument(help="environment: alfworld")],
-    game: Annotated[str, typer.Argument(help="game.tw-pddl or its folder; none: a new game")] = "",
+    env: Annotated[str, typer.Argument(help="environment: alfworld or webshop")],
+    game: Annotated[
+        str,
+        typer.Argument(help="game.tw-pddl, its folder, or a folder of WebShop's files; none: new"),
+    ] = "",
     seed: Annotated[int, typer.Option("--seed", help="which new game")] = 0,
-    engine: Annotated[str, typer.Option("--engine", help="native or textworld")] = "native",
+    engine: Annotated[str, typer.Option("--engine", help="alfworld: native, textworld")] = "native",
 ) -> None:
     """Play a game by hand, with valid actions, hints and undo."""
     import tempfile
 
     from step_ray.envs import make_env, make_expert
-    from step_ray.play import Session, alfworld_task
+    from step_ray.play import Session, new_task
     from step_ray.play import play as play_session
 
     with tempfile.TemporaryDirectory() as folder:
-        task = alfworld_task(game, Path(folder), seed)
-        session = Session(make_env(env, engine=engine), task, make_expert(task))
+        task = new_task(env, game, Path(folder), seed)
+        options = {"engine": engine} if env == "alfworld" else {}
+        session = Session(make_env(env, **options), task, make_expert(task))
         play_session(session, _typed_lines(), print)
 
 

@@ -2,7 +2,7 @@
 
 Takes a list of tasks and an `EpisodePlan`, gives Parquet shards in a folder and an
 `EpisodesSummary`. One row is one episode; every failure is a row; a restart plays only what is
-missing, ended by an error, or ended by a budget that has calls left now. It trains and judges
+missing, ended by an error, or ended by a budget that has some left now. It trains and judges
 nothing itself.
 """
 
@@ -19,24 +19,30 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from step_ray.config import CollectConfig, TeacherConfig
+from step_ray.config import CollectConfig
+from step_ray.desk import TeacherDesk, read_ledger
 from step_ray.envs.base import Row, RowMapper
 from step_ray.errors import ConfigError, EpisodesError
 from step_ray.rollout import trajectory_id
 from step_ray.runner import EpisodePlan, EpisodeRunner
+from step_ray.spending import Spending, teacher_spending
 from step_ray.store import (
     completed_ids,
     from_row,
-    num_teacher_calls,
     read_trajectories,
+    read_usages,
     write_shard,
     write_table,
 )
 from step_ray.tasks import TASK_SCHEMA
+from step_ray.teacher_config import TeacherConfig
 from step_ray.types import ERROR_STOPS, StopReason, Task, Trajectory
 
 EPISODE_SCHEMA = TASK_SCHEMA.append(pa.field("seed", pa.int64()))
+LEDGER = "teacher_ledger.json"
+"""File beside the shards with what the teacher was paid."""
 FLUSH_S = 10.0
 """Finished episodes wait at most this long for a full shard."""
 
@@ -56,19 +62,33 @@ class EpisodesSummary:
     teacher_tokens: int
     retries: int
     seconds: float
+    num_not_started: int = 0
+    """Episodes that were asked for and that the teacher's budget let not begin."""
+    teacher_cached_calls: int = 0
+    """Replies that were read from the cache; not among `teacher_calls`."""
+    teacher_unstructured_calls: int = 0
+    """Of `teacher_calls`: without a schema, because the endpoint refuses one."""
+    cache_faults: int = 0
+    """Entries of the cache that could not be read or written."""
+    teacher_cost: float = 0.0
+    student_cost: float = 0.0
+    """Money, by the price table, of the episodes that count."""
+    spent_calls: int = 0
+    spent_tokens: int = 0
+    spent_money: float = 0.0
+    """Paid to the teacher so far, for episodes that were lost or played again too."""
 
-
-@ray.remote(num_cpus=0)
-class CallBudget:
-    """Counts teacher calls over all actors of a collection."""
-
-    def __init__(self, limit: int, spent: int) -> None:
-        self._limit, self._spent = limit, spent
-
-    def take(self) -> bool:
-        """Spend one call; False when none is left."""
-        self._spent += 1
-        return self._spent <= self._limit
+    def notices(self) -> list[str]:
+        """What somebody who waits for a collection must not overlook."""
+        lines = {
+            "episodes did not begin, because the teacher's budget is spent; raise teacher.budget"
+            " and the same command goes on": self.num_not_started,
+            "teacher calls went without a schema: the endpoint has no response_format"
+            " json_schema": self.teacher_unstructured_calls,
+            "entries of the teacher's cache could not be read or written": self.cache_faults,
+            "teacher replies came from the cache": self.teacher_cached_calls,
+        }
+        return [f"{count:,} {line}" for line, count in lines.items() if count]
 
 
 def run_episodes(
@@ -94,7 +114,7 @@ def run_episodes(
     """
     started = time.monotonic()
     out_dir.mkdir(parents=True, exist_ok=True)
-    spent = num_teacher_calls(out_dir)
+    spent = _spent(out_dir)
     done = completed_ids(out_dir, retry=_retried_stops(plan, spent))
     pairs = [(task, seed) for task in tasks for seed in seeds]
     wanted = {trajectory_id(task.task_id, plan.source, seed) for task, seed in pairs}
@@ -107,29 +127,42 @@ def run_episodes(
         _play_pending(pending, plan, out_dir, spent, on_episode)
     played = [t for t in read_trajectories(out_dir) if t.trajectory_id in wanted]
     _refuse_errors(played, plan.max_error_share)
-    return summarize_episodes(played, num_resumed=len(kept), seconds=time.monotonic() - started)
+    return summarize_episodes(
+        played,
+        num_resumed=len(kept),
+        seconds=time.monotonic() - started,
+        num_wanted=len(wanted),
+        spent=_spent(out_dir),
+    )
 
 
-def _retried_stops(plan: EpisodePlan, spent: int) -> frozenset[StopReason]:
-    """Ends that are played again: faults, and an empty budget once there are calls to spend."""
-    limit = plan.teacher.max_calls if plan.teacher else None
-    calls_left = limit is None or spent < limit
-    return ERROR_STOPS | ({StopReason.BUDGET} if calls_left else set())
+def _spent(out_dir: Path) -> Spending:
+    """What the collection has paid to its teacher: the rows know most, the ledger the rest."""
+    return teacher_spending(read_usages(out_dir)).or_more(read_ledger(out_dir / LEDGER))
+
+
+def _retried_stops(plan: EpisodePlan, spent: Spending) -> frozenset[StopReason]:
+    """Ends that are played again: faults, and an empty budget once there is some left to spend."""
+    is_spent = plan.teacher is not None and plan.teacher.budget.refusal(spent) is not None
+    return ERROR_STOPS | (set() if is_spent else {StopReason.BUDGET})
 
 
 def _play_pending(
     pending: Sequence[tuple[Task, int]],
     plan: EpisodePlan,
     out_dir: Path,
-    spent: int,
+    spent: Spending,
     on_episode: Callable[[Trajectory], None] | None,
 ) -> None:
     manifest = out_dir / "manifest" / "pending.parquet"
     _write_manifest(manifest, pending)
     shard: list[Trajectory] = []
     flushed = time.monotonic()
+    desk = _make_desk(plan, spent, out_dir / LEDGER)
     try:
-        for row in _episode_rows(manifest, plan, spent):
+        for row in _episode_rows(manifest, plan, desk):
+            if not row["record"]:
+                continue
             trajectory = from_row(json.loads(row["record"]))
             shard.append(trajectory)
             if on_episode:
@@ -140,9 +173,26 @@ def _play_pending(
     finally:
         if shard:
             write_shard(out_dir, shard)
+        if desk is not None:
+            ray.get(desk.close.remote())
 
 
-def _episode_rows(manifest: Path, plan: EpisodePlan, spent: int) -> Iterator[dict[str, Any]]:
+def _make_desk(plan: EpisodePlan, spent: Spending, ledger: Path) -> Any:
+    """The actor that counts over all others, where something is to be counted.
+
+    It stays on the driver's node, which has the run folder; when it dies it starts again from its
+    ledger.
+    """
+    if plan.teacher is None or not plan.teacher.needs_desk:
+        return None
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(TeacherDesk).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
+    )
+    return actor.remote(plan.teacher, spent, ledger.resolve())
+
+
+def _episode_rows(manifest: Path, plan: EpisodePlan, desk: Any) -> Iterator[dict[str, Any]]:
     """The Ray Data pipeline: one row is one block is one episode, see ray.data docs on blocks."""
     # it warns that its bars are off, which is what the next lines ask for
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -150,14 +200,12 @@ def _episode_rows(manifest: Path, plan: EpisodePlan, spent: int) -> Iterator[dic
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = int(2 * plan.settings.episode_timeout_s + 1800)
-    limit = plan.teacher.max_calls if plan.teacher else None
-    budget = CallBudget.remote(limit, spent) if limit is not None else None  # type: ignore[attr-defined]
     dataset = (
         ray.data.read_parquet(str(manifest.resolve()))
         .repartition(target_num_rows_per_block=1, strict=True)
         .map(
             EpisodeRunner,
-            fn_constructor_kwargs={"plan": plan, "budget": budget},
+            fn_constructor_kwargs={"plan": plan, "desk": desk},
             num_cpus=plan.cpus_per_actor,
             compute=ray.data.ActorPoolStrategy(
                 min_size=1,
@@ -214,10 +262,26 @@ def _refuse_errors(played: Sequence[Trajectory], max_share: float) -> None:
 
 
 def summarize_episodes(
-    trajectories: Sequence[Trajectory], *, num_resumed: int, seconds: float
+    trajectories: Sequence[Trajectory],
+    *,
+    num_resumed: int,
+    seconds: float,
+    num_wanted: int | None = None,
+    spent: Spending | None = None,
 ) -> EpisodesSummary:
-    """Count what is on disk."""
+    """Count what is on disk.
+
+    Args:
+        trajectories: the episodes that count, each once.
+        num_resumed: how many were there before.
+        seconds: wall time.
+        num_wanted: episodes that were asked for; None: those that are there.
+        spent: what the teacher was paid in all; None: what these episodes show.
+    """
     stops = Counter(t.stop_reason.value for t in trajectories)
+    usages = [t.usage for t in trajectories]
+    paid = teacher_spending(usages)
+    spent = spent or paid
     return EpisodesSummary(
         num_episodes=len(trajectories),
         num_resumed=num_resumed,
@@ -225,12 +289,19 @@ def summarize_episodes(
         num_errors=sum(t.stop_reason in ERROR_STOPS for t in trajectories),
         stop_reasons=dict(sorted(stops.items())),
         num_steps=sum(len(t.steps) for t in trajectories),
-        teacher_calls=sum(t.usage.teacher_calls for t in trajectories),
-        teacher_tokens=sum(
-            t.usage.teacher_prompt_tokens + t.usage.teacher_completion_tokens for t in trajectories
-        ),
-        retries=sum(t.usage.retries for t in trajectories),
+        teacher_calls=paid.calls,
+        teacher_tokens=paid.tokens,
+        retries=sum(usage.retries for usage in usages),
         seconds=seconds,
+        num_not_started=max(0, (num_wanted or 0) - len(trajectories)),
+        teacher_cached_calls=sum(usage.teacher_cached_calls for usage in usages),
+        teacher_unstructured_calls=sum(usage.teacher_unstructured_calls for usage in usages),
+        cache_faults=sum(usage.cache_faults for usage in usages),
+        teacher_cost=paid.money,
+        student_cost=sum(usage.student_cost for usage in usages),
+        spent_calls=spent.calls,
+        spent_tokens=spent.tokens,
+        spent_money=spent.money,
     )
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
+from step_ray.teacher_config import Price, TeacherConfig
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names that are folders of a run."""
@@ -52,45 +53,6 @@ class StudentConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights while training and serving."""
     scratch: ScratchConfig = ScratchConfig()
-
-
-class TeacherConfig(Section):
-    """Who judges and corrects."""
-
-    kind: Literal["oracle", "llm"] = "oracle"
-    """`oracle`: the environment's expert, no LLM; `llm`: a model behind `base_url`."""
-    base_url: str = ""
-    model: str = ""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself never enters a config or a run."""
-    when: Literal["after_execution", "before_execution"] = "after_execution"
-    """Judge a step with its observation, or before it is executed."""
-    show_admissible: bool = True
-    """Show the teacher the valid actions, where the environment lists them."""
-    reference: bool = False
-    """Also show the teacher a golden trajectory of the same task."""
-    reflection: bool = True
-    """False: corrections carry no reflection (ablation step_no_reflection)."""
-    max_corrections: int = Field(default=5, ge=0)
-    """Corrections per episode."""
-    max_reasks: int = Field(default=2, ge=0)
-    """How often an unusable answer is asked for again."""
-    temperature: float = Field(default=0.0, ge=0)
-    max_tokens: int = Field(default=512, ge=1)
-    timeout_s: float = Field(default=120.0, gt=0)
-    max_concurrency: int = Field(default=32, ge=1)
-    """Requests in flight, per rollout actor."""
-    prompt: str = "teacher_v1"
-    """Version of the teacher's prompt."""
-    max_calls: int | None = Field(default=None, ge=1)
-    """Budget of teacher calls for the whole collection; None: no limit. Raised, it lets a finished
-    collection play on the episodes that it had ended."""
-
-    @model_validator(mode="after")
-    def _llm_needs_endpoint(self) -> "TeacherConfig":
-        if self.kind == "llm" and not (self.base_url and self.model):
-            raise ValueError("teacher.kind is 'llm': give teacher.base_url and teacher.model")
-        return self
 
 
 class TasksConfig(Section):
@@ -245,6 +207,8 @@ class RunConfig(Section):
     ray: RayConfig = RayConfig()
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
+    prices: dict[str, Price] = Field(default={})
+    """Model -> its price; a model that is not here costs nothing."""
     env: EnvConfig = EnvConfig()
     tasks: TasksConfig = TasksConfig()
     train: TrainConfig = TrainConfig()
@@ -262,6 +226,16 @@ class RunConfig(Section):
     """Trained and evaluated next to the base agent, in this order."""
     serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _budget_has_a_price(self) -> "RunConfig":
+        teacher = self.teacher
+        if teacher.budget.money is not None and teacher.model not in self.prices:
+            raise ValueError(
+                f"teacher.budget.money: prices has no {teacher.model!r}, only"
+                f" {sorted(self.prices)}; add it, or budget calls or tokens"
+            )
+        return self
 
     @model_validator(mode="after")
     def _arm_training_is_valid(self) -> "RunConfig":
@@ -353,15 +327,16 @@ def _first_fault(exc: ValidationError) -> str:
         return f"{key}: unknown key; use one of {known}{more}"
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
-    shown = "" if isinstance(value, dict | BaseModel) else f" (value: {value!r})"
+    hidden = isinstance(value, dict | BaseModel) or first["type"] == "secret_in_url"
+    shown = "" if hidden else f" (value: {value!r})"
     return f"{key}: {message}{shown}{more}" if key else f"{message}{more}"
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     model: Any = RunConfig
     for part in loc[:-1]:
-        if part == "arms":
-            model = Recipe
+        if part in ("arms", "prices"):
+            model = {"arms": Recipe, "prices": Price}[str(part)]
         elif isinstance(model, type) and issubclass(model, Section) and part in model.model_fields:
             model = model.model_fields[str(part)].annotation
     return sorted(model.model_fields) if hasattr(model, "model_fields") else []

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from step_ray.envs.alfworld.tables import TASK_ROOMS
 from step_ray.envs.scienceworld import tables
+from step_ray.envs.webshop.tables import CATEGORIES
 
 ALFWORLD_TASK_TYPES = tuple(TASK_ROOMS)
 ALFWORLD_ONLY = ("source", "engine", "data_dir", "generator")
@@ -65,6 +66,56 @@ class ScienceworldConfig(Section):
         return self
 
 
+class ShopGeneratorConfig(Section):
+    """A shop made on the spot (`env.webshop.source: generated`)."""
+
+    num_products: int = Field(default=300, ge=20)
+    seed: int = 0
+
+
+class WebshopConfig(Section):
+    """What only WebShop has (`env.name: webshop`)."""
+
+    source: Literal["generated", "official"] = "generated"
+    """`official` reads the files in `data_dir`."""
+    data_dir: str = "${WEBSHOP_DATA}"
+    """Folder of items_shuffle*.json, items_ins_v2*.json and items_human_ins.json, as the set-up of
+    princeton-nlp/WebShop brings them; environment variables are expanded."""
+    products: str = ""
+    """Name of the file of products, where the folder holds several; empty: the only one."""
+    annotations: str = ""
+    """The same of items_ins_v2."""
+    num_products: int | None = Field(default=None, ge=1)
+    """First products of the file that are used; None: all."""
+    cache_dir: str = "cache/webshop"
+    """Where converted catalogues are kept, shared by runs; environment variables are expanded."""
+    goals: Literal["synthetic", "human"] = "synthetic"
+    """Instructions written by rule from products and options, or by people."""
+    splits: Literal["official", "agentgym"] = "official"
+    """`official`: of the goals in the official order the first 500 are `test`, the next 1,000
+    `dev`, the others `train`; `agentgym`: AgentGym's lists for the 1,000 products."""
+    split_dir: str = "${WEBSHOP_DATA}"
+    """Folder of AgentGym's lists, `*webshop_train.json` and `*webshop_test.json`."""
+    price_seed: int = 0
+    """Draws the price limits of the goals, and the prices that the shop gives as a range."""
+    observation: Literal["text", "text_rich"] = "text"
+    show_attributes: bool = False
+    """Pages of products have a button that shows their attributes, which the reward counts."""
+    num_prev_obs: int = Field(default=0, ge=0)
+    """Earlier observations before each observation, for agents that see no conversation."""
+    num_prev_actions: int = Field(default=0, ge=0)
+    """The same of actions."""
+    generator: ShopGeneratorConfig = ShopGeneratorConfig()
+
+
+WEBSHOP_TASKS = {"source", "goals", "price_seed"}
+WEBSHOP_FILES = {"data_dir", "products", "annotations", "num_products", "splits", "split_dir"}
+WEBSHOP_EPISODE = {"observation", "show_attributes", "num_prev_obs", "num_prev_actions"}
+"""Keys that define task lists, those of the official files, and those that define an episode."""
+SECTIONS = {"scienceworld", "webshop"}
+"""Sections that belong to the environment of their name only."""
+
+
 class EnvConfig(Section):
     """The text environment."""
 
@@ -85,11 +136,15 @@ class EnvConfig(Section):
     """ALFWorld: how games are generated."""
     task_types: tuple[str, ...] = ALFWORLD_TASK_TYPES
     scienceworld: ScienceworldConfig = ScienceworldConfig()
+    webshop: WebshopConfig = WebshopConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_environment(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or data.get("name") != "scienceworld":
+        name = data.get("name") if isinstance(data, Mapping) else None
+        if name == "webshop":
+            return {"prompt": "webshop_v1", "max_steps": 15, "task_types": CATEGORIES, **data}
+        if name != "scienceworld":
             return data
         section = data.get("scienceworld")
         eto = isinstance(section, Mapping) and section.get("preset") == "eto"
@@ -104,12 +159,16 @@ class EnvConfig(Section):
     @model_validator(mode="after")
     def _keys_belong_to_the_environment(self) -> "EnvConfig":
         fields = type(self).model_fields
-        foreign = ["scienceworld"] if self.name == "alfworld" else []
-        foreign = list(ALFWORLD_ONLY) if self.name == "scienceworld" else foreign
+        known = {
+            "alfworld": ALFWORLD_TASK_TYPES,
+            "scienceworld": tables.TASK_TYPES,
+            "webshop": CATEGORIES,
+        }.get(self.name)
+        foreign = sorted(SECTIONS - {self.name}) if known else []
+        foreign += ALFWORLD_ONLY if self.name in SECTIONS else ()
         for key in foreign:
             if getattr(self, key) != fields[key].default:
                 raise ValueError(f"{key} says nothing to env.name {self.name!r}; remove it")
-        known = {"alfworld": ALFWORLD_TASK_TYPES, "scienceworld": tables.TASK_TYPES}.get(self.name)
         for key, types in (
             ("task_types", self.task_types),
             ("max_steps_by_type", self.max_steps_by_type),
@@ -124,6 +183,8 @@ class EnvConfig(Section):
         if self.name == "scienceworld":
             keys = {"simplification", "heap_mb", "list_actions"}
             return self.scienceworld.model_dump(include=keys)
+        if self.name == "webshop":
+            return self.webshop.model_dump(include=WEBSHOP_EPISODE)
         return {"engine": self.engine}
 
     @property
@@ -140,6 +201,13 @@ class EnvConfig(Section):
                 **self.model_dump(include=keys),
                 "scienceworld": self.scienceworld.model_dump(include=own),
             }
+        if self.name == "webshop":
+            given = self.webshop.source == "official"
+            own = WEBSHOP_TASKS | (WEBSHOP_FILES if given else {"generator"})
+            return {
+                **self.model_dump(include=keys),
+                "webshop": self.webshop.model_dump(include=own),
+            }
         official = {"data_dir"} if self.source == "official" else set()
         return self.model_dump(include={*keys, "source", "generator", *official})
 
@@ -153,5 +221,10 @@ class EnvConfig(Section):
             return {
                 **self.model_dump(include=keys),
                 "scienceworld": self.scienceworld.model_dump(include=own),
+            }
+        if self.name == "webshop":
+            return {
+                **self.model_dump(include=keys),
+                "webshop": self.webshop.model_dump(include=WEBSHOP_EPISODE),
             }
         return self.model_dump(include={*keys, "engine"})

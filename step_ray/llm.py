@@ -1,21 +1,30 @@
 """Chat models: one async client for every OpenAI-compatible endpoint, and a scripted one.
 
 Takes messages, gives a `Completion`; it never looks into the text. Retries are counted and
-returned, so that nothing is sent again unseen.
+returned, so that nothing is sent again unseen. What an endpoint says in an error is shown without
+the key.
 """
 
 import asyncio
+import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import openai
 
-from step_ray.errors import ConfigError, ContextLengthError, EndpointError, LLMError
+from step_ray.endpoint import NO_KEY, Failure, failure_of, retry_after_s, shown
+from step_ray.errors import ConfigError, ContextLengthError, LLMError
+from step_ray.gate import Gate, OpenGate
+from step_ray.spending import NOTHING, Spending
+from step_ray.teacher_config import Price
 from step_ray.types import Message
 
-RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+CHARS_PER_TOKEN = 3
+"""English has about 4: an estimate on the high side, corrected when the answer comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +37,13 @@ class Completion:
     finish_reason: str = "stop"
     """`stop`, or `length` when max_tokens cut the answer."""
     retries: int = 0
+    """Requests that were sent again before this answer came."""
+    cost: float = 0.0
+    """Money, by the price that the client was given."""
+    unstructured: bool = False
+    """A schema was asked for and left out, because the endpoint has no structured output."""
+    cached: bool = False
+    """Read from the disk: nothing was sent, and the tokens were paid for before."""
 
 
 class ChatModel(Protocol):
@@ -61,11 +77,53 @@ class ChatModel(Protocol):
         ...
 
 
+class Deadline:
+    """The time of one call; it stands still while the call waits for its turn."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._left = math.inf if seconds is None else seconds
+        self.scope = asyncio.timeout(None)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of the block; when none is left, the scope ends by TimeoutError."""
+        now = asyncio.get_running_loop().time
+        started = now()
+        if not math.isinf(self._left):
+            self.scope.reschedule(started + self._left)
+        try:
+            yield
+        finally:
+            self._left -= now() - started
+            if not self.scope.expired():
+                self.scope.reschedule(None)
+
+
+class _BadAnswerError(Exception):
+    """A success by its status that holds no chat completion."""
+
+
+class _SchemaError(Exception):
+    """The endpoint refuses structured output."""
+
+
 class OpenAIChat:
     """A model behind `<base_url>/chat/completions`.
 
     The HTTP client belongs to the event loop that makes the first call, so build one object per
     loop (the object itself may be built anywhere).
+
+    Args:
+        base_url: the endpoint.
+        model: what to ask it for.
+        api_key: sent with each request, shown nowhere.
+        timeout_s: for one try.
+        call_timeout_s: for a call with its retries, but not its waits for the gate or for what
+            Retry-After asks; None: the caller's business.
+        max_retries: tries after the first one.
+        max_concurrency: calls at once.
+        price: what its tokens cost.
+        gate: asked before each request, see gate.py.
     """
 
     def __init__(
@@ -73,16 +131,21 @@ class OpenAIChat:
         *,
         base_url: str,
         model: str,
-        api_key: str = "none",
+        api_key: str = NO_KEY,
         timeout_s: float = 120.0,
+        call_timeout_s: float | None = None,
         max_retries: int = 5,
         max_concurrency: int = 64,
+        price: Price | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.name = model
         self._settings = {"base_url": base_url, "api_key": api_key, "timeout": timeout_s}
-        self._base_url = base_url
-        self._max_retries = max_retries
-        self._max_concurrency = max_concurrency
+        self._base_url, self._api_key = base_url, api_key
+        self._timeout_s, self._call_timeout_s = timeout_s, call_timeout_s
+        self._max_retries, self._max_concurrency = max_retries, max_concurrency
+        self._price, self._gate = price, gate or OpenGate()
+        self._has_schema = True
         self._client: openai.AsyncOpenAI | None = None
         self._slots: asyncio.Semaphore | None = None
 
@@ -96,7 +159,11 @@ class OpenAIChat:
         session_id: str | None = None,
         json_schema: dict[str, Any] | None = None,
     ) -> Completion:
-        """Send one request; see `ChatModel.complete`."""
+        """Send one request; see `ChatModel.complete`.
+
+        Raises:
+            BudgetError: the gate has nothing left to spend.
+        """
         request: dict[str, Any] = {
             "model": self.name,
             "messages": [{"role": m.role, "content": m.content} for m in messages],
@@ -106,12 +173,42 @@ class OpenAIChat:
         if seed is not None:
             request["seed"] = seed
         if session_id is not None:
-            request["extra_headers"] = {"x-session-id": session_id}
-        if json_schema is not None:
+            request["extra_headers"] = {"x-session-id": quote(session_id, safe="/#: ")}
+        if json_schema is not None and self._has_schema:
             request["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        completion = await self._call(request)
+        wanted = json_schema is not None
+        return replace(completion, unstructured=wanted and "response_format" not in request)
+
+    async def _call(self, request: dict[str, Any]) -> Completion:
+        """One call: its slot, its deadline, its share of the budget."""
         client, slots = self._open()
+        estimate = self._estimate(request)
+        deadline = Deadline(self._call_timeout_s)
         async with slots:
-            return await self._send(client, request)
+            await self._gate.enter(estimate)
+            actual = NOTHING
+            try:
+                async with deadline.scope:
+                    completion, actual = await self._answer(client, request, deadline, estimate)
+                    return completion
+            except TimeoutError:
+                if not deadline.scope.expired():
+                    raise
+                seconds = self._call_timeout_s
+                raise LLMError(
+                    f"{self.name} at {self._base_url}: no answer within {seconds:g} s"
+                ) from None
+            finally:
+                self._gate.leave(estimate, actual)
+
+    def _estimate(self, request: dict[str, Any]) -> Spending:
+        chars = sum(len(message["content"]) for message in request["messages"])
+        return self._spending(-(-chars // CHARS_PER_TOKEN), request["max_tokens"])
+
+    def _spending(self, prompt_tokens: int, completion_tokens: int) -> Spending:
+        money = self._price.of(prompt_tokens, completion_tokens) if self._price else 0.0
+        return Spending(calls=1, tokens=prompt_tokens + completion_tokens, money=money)
 
     def _open(self) -> tuple[openai.AsyncOpenAI, asyncio.Semaphore]:
         if self._client is None or self._slots is None:
@@ -120,33 +217,80 @@ class OpenAIChat:
             self._slots = asyncio.Semaphore(self._max_concurrency)
         return self._client, self._slots
 
-    async def _send(self, client: openai.AsyncOpenAI, request: dict[str, Any]) -> Completion:
+    async def _answer(
+        self,
+        client: openai.AsyncOpenAI,
+        request: dict[str, Any],
+        deadline: Deadline,
+        estimate: Spending,
+    ) -> tuple[Completion, Spending]:
+        """The answer with what it cost; without a schema where the endpoint refuses it."""
+        try:
+            answer, tries = await self._send(client, request, deadline, estimate)
+        except _SchemaError:
+            self._has_schema = False
+            request.pop("response_format")
+            await self._gate.enter(estimate, again=True)
+            answer, tries = await self._send(client, request, deadline, estimate)
+            tries += 1
+        usage = answer.usage
+        if usage is None:  # nobody says what it cost
+            return _to_completion(answer, tries, estimate.money), estimate
+        spent = self._spending(usage.prompt_tokens, usage.completion_tokens)
+        return _to_completion(answer, tries, spent.money), spent
+
+    async def _send(
+        self,
+        client: openai.AsyncOpenAI,
+        request: dict[str, Any],
+        deadline: Deadline,
+        estimate: Spending,
+    ) -> tuple[Any, int]:
+        """The first answer of the endpoint and the number of tries that failed before it."""
         for attempt in range(self._max_retries + 1):
             try:
-                answer = await client.chat.completions.create(**request)
-                return _to_completion(answer, attempt)
-            except (openai.APIStatusError, openai.APIConnectionError) as exc:
-                wait_s = self._retry_wait_s(exc, attempt)
-            await asyncio.sleep(wait_s)
+                with deadline.running():
+                    return await self._try(client, request), attempt
+            except (openai.APIError, _BadAnswerError) as exc:
+                self._raise_if_final(exc, attempt, "response_format" in request)
+                asked_s = retry_after_s(exc)
+            if asked_s:
+                self._gate.pause(asked_s)
+                await asyncio.sleep(asked_s)
+            with deadline.running():
+                await asyncio.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.5))
+            await self._gate.enter(estimate, again=True)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _retry_wait_s(
-        self, exc: openai.APIStatusError | openai.APIConnectionError, attempt: int
-    ) -> float:
-        """Seconds to wait before sending again; raises when sending again cannot help."""
-        status = exc.status_code if isinstance(exc, openai.APIStatusError) else None
-        line = str(exc).splitlines()[0]
-        if status == 400 and _is_context_error(exc):
-            raise ContextLengthError(f"{self.name}: {line}") from exc
-        if status is not None and status not in RETRIED_STATUS:
-            raise LLMError(f"{self.name} at {self._base_url}: HTTP {status}: {line}") from exc
+    async def _try(self, client: openai.AsyncOpenAI, request: dict[str, Any]) -> Any:
+        """One request; the client's own timeout is per read, which an endpoint can stretch."""
+        scope = asyncio.timeout(self._timeout_s)
+        try:
+            async with scope:
+                answer = await client.chat.completions.create(**request)
+            answer.choices[0].message.content  # noqa: B018 - raises where there is none
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise _BadAnswerError(f"no answer within {self._timeout_s:g} s") from None
+        except (ValueError, AttributeError, TypeError, IndexError) as exc:
+            fault = f"no chat completion ({type(exc).__name__})"
+            raise _BadAnswerError(fault) from None
+        return answer
+
+    def _raise_if_final(self, exc: Exception, attempt: int, has_schema: bool) -> None:
+        """Raise when sending again cannot help. Nothing is chained: the cause may hold the key."""
+        line = shown(str(exc), self._api_key)
+        what = failure_of(exc)
+        if what is Failure.CONTEXT:
+            raise ContextLengthError(f"{self.name}: {line}") from None
+        if what is Failure.SCHEMA and has_schema:
+            raise _SchemaError from None
+        where = f"{self.name} at {self._base_url}"
+        if what is not Failure.PASSING:
+            raise LLMError(f"{where}: HTTP {getattr(exc, 'status_code', '?')}: {line}") from None
         if attempt == self._max_retries:
-            raise LLMError(
-                f"{self.name} at {self._base_url}: gave up after {attempt + 1} tries: {line}"
-            ) from exc
-        retry_after = _retry_after_s(exc)
-        backoff: float = min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.5)
-        return max(backoff, retry_after)
+            raise LLMError(f"{where}: gave up after {attempt + 1} tries: {line}") from None
 
     async def aclose(self) -> None:
         """Close the HTTP client if a call opened it."""
@@ -155,7 +299,7 @@ class OpenAIChat:
             self._client = self._slots = None
 
 
-def _to_completion(answer: Any, retries: int) -> Completion:
+def _to_completion(answer: Any, retries: int, cost: float) -> Completion:
     choice = answer.choices[0]
     usage = answer.usage
     return Completion(
@@ -164,52 +308,8 @@ def _to_completion(answer: Any, retries: int) -> Completion:
         completion_tokens=usage.completion_tokens if usage else 0,
         finish_reason=choice.finish_reason or "stop",
         retries=retries,
+        cost=cost,
     )
-
-
-def _is_context_error(exc: Exception) -> bool:
-    """OpenAI names the code; vLLM says it in words only."""
-    text = str(exc).lower()
-    named = getattr(exc, "code", None) == "context_length_exceeded"
-    return named or "maximum context length" in text or "maximum model length" in text
-
-
-def _retry_after_s(exc: Exception) -> float:
-    response = getattr(exc, "response", None)
-    value = response.headers.get("retry-after", "0") if response is not None else "0"
-    try:
-        return min(60.0, float(value))
-    except ValueError:
-        return 0.0
-
-
-def check_endpoint(key: str, base_url: str, model: str, api_key: str, timeout_s: float) -> None:
-    """Ask `<base_url>/models` once, so that a wrong address shows before any work is done.
-
-    Raises:
-        EndpointError: unreachable, refuses the key, or does not serve `model`.
-    """
-    try:
-        with openai.OpenAI(
-            base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0
-        ) as client:
-            names = [m.id for m in client.models.list().data]
-    except openai.APIStatusError as exc:
-        if exc.status_code == 404:  # an endpoint may have no /models; the first call will tell
-            return
-        raise EndpointError(
-            f"{key}.base_url: {base_url!r} answered HTTP {exc.status_code}; check the key and URL"
-        ) from exc
-    except openai.APIConnectionError as exc:
-        raise EndpointError(
-            f"{key}.base_url: {base_url!r} cannot be reached; start the server or mend the URL"
-        ) from exc
-    except Exception as exc:  # a page that is no JSON, a URL or key that cannot be sent
-        raise EndpointError(
-            f"{key}.base_url: {base_url!r} gives no OpenAI answer; mend the URL or the key"
-        ) from exc
-    if names and model not in names:
-        raise EndpointError(f"{key}.model: {model!r} is not served at {base_url}; it has {names}")
 
 
 Script = Sequence[str | Exception] | Callable[[Sequence[Message]], str]

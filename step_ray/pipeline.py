@@ -39,8 +39,8 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
         stages: names of those to do; the others' resources are not asked for.
     """
     from step_ray.collect import check_teacher_key
+    from step_ray.endpoint import check_endpoint
     from step_ray.envs import task_source
-    from step_ray.llm import check_endpoint
     from step_ray.react import load_prompt
     from step_ray.student import check_init
 
@@ -270,7 +270,7 @@ def plan_lines(config: RunConfig) -> list[str]:
         f"teacher   {config.teacher.kind} {config.teacher.model}".rstrip()
         + f", at most {tasks.num_collect * per_episode:,} calls"
         f" ({tasks.num_collect} episodes x {per_episode} steps)"
-        + (f", budget {config.teacher.max_calls:,}" if config.teacher.max_calls else ""),
+        + "".join(f", budget {n:,} {what}" for what, n in config.teacher.budget.limits.items()),
         f"folder    {config.run_dir}",
     ]
     return lines

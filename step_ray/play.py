@@ -4,10 +4,12 @@ Takes a task and lines of text, gives lines of text. Undo plays the kept actions
 start, so it works with every environment whose episodes repeat. It stores nothing.
 """
 
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from step_ray.config import parse_config
 from step_ray.envs.base import EnvStep, Expert, TextEnv
 from step_ray.errors import ConfigError
 from step_ray.types import Task
@@ -117,3 +119,37 @@ def alfworld_task(game: str, folder: Path, seed: int) -> Task:
         goal="",
         params={"game": str(path.resolve())},
     )
+
+
+def webshop_task(data: str, folder: Path, seed: int) -> Task:
+    """A goal to play: of the official files in a folder, or without one of a generated shop.
+
+    Raises:
+        ConfigError: the folder lacks the official files.
+    """
+    from step_ray.envs.webshop.tasks import training_tasks
+
+    made = {"source": "generated", "generator": {"num_products": 100}}
+    given = {"source": "official", "data_dir": data, "cache_dir": str(folder)}
+    section = {**(given if data else made), "splits": "official"}
+    env = {"name": "webshop", "webshop": section}
+    tasks = training_tasks(parse_config({"name": "play", "output_dir": str(folder), "env": env}))
+    return tasks[random.Random(f"play/{seed}").randrange(len(tasks))]
+
+
+NEW_TASKS: dict[str, Callable[[str, Path, int], Task]] = {
+    "alfworld": alfworld_task,
+    "webshop": webshop_task,
+}
+"""Environment -> what makes a task to play from a path (or none), a folder and a seed."""
+
+
+def new_task(env: str, game: str, folder: Path, seed: int) -> Task:
+    """A task of an environment that can be played by hand.
+
+    Raises:
+        ConfigError: the environment cannot, or there is no game at that path.
+    """
+    if env not in NEW_TASKS:
+        raise ConfigError(f"env: {env!r} cannot be played by hand; use one of {list(NEW_TASKS)}")
+    return NEW_TASKS[env](game, folder, seed)

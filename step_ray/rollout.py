@@ -27,7 +27,9 @@ from step_ray.errors import (
     TeacherError,
     boundary,
 )
+from step_ray.judging import StepView
 from step_ray.llm import ChatModel
+from step_ray.meter import Meter
 from step_ray.react import (
     Turn,
     conversation,
@@ -36,7 +38,7 @@ from step_ray.react import (
     parse_turn,
     parse_turns,
 )
-from step_ray.teacher import Judgement, StepView, Teacher
+from step_ray.teacher import Teacher
 from step_ray.types import (
     Author,
     Message,
@@ -137,7 +139,7 @@ async def run_episode(
     except StepRayError as exc:
         stop = next((s for kind, s in STOP_OF_ERROR if isinstance(exc, kind)), StopReason.ENV_ERROR)
         error = str(exc)
-    usage = replace(episode.usage, seconds=time.monotonic() - started)
+    usage = replace(episode.meter.usage, seconds=time.monotonic() - started)
     return episode.trajectory(source, stop, error, usage)
 
 
@@ -164,7 +166,7 @@ class _Episode:
         self._success = False
         self._corrections = 0
         self._format_errors = 0
-        self.usage = Usage()
+        self.meter = Meter()
 
     async def play(self) -> StopReason:
         """Reset, then take turns until something ends the episode."""
@@ -246,13 +248,7 @@ class _Episode:
                     seed=self._seed + len(self._steps),
                     session_id=f"{self._task.task_id}#{self._seed}",
                 )
-        self.usage = replace(
-            self.usage,
-            student_calls=self.usage.student_calls + 1,
-            prompt_tokens=self.usage.prompt_tokens + completion.prompt_tokens,
-            completion_tokens=self.usage.completion_tokens + completion.completion_tokens,
-            retries=self.usage.retries + completion.retries,
-        )
+        self.meter.student(completion)
         turn = self._parse(completion.text)
         self._format_errors = 0 if turn else self._format_errors + 1
         return Step(
@@ -293,7 +289,7 @@ class _Episode:
             return replace(step, observation=FORMAT_NOTICE), None
         started = time.monotonic()
         answer = await self._call(self._env.step, step.action)
-        self.usage = replace(self.usage, env_steps=self.usage.env_steps + 1)
+        self.meter.env_step()
         self._reward += answer.reward
         seconds = step.seconds + time.monotonic() - started
         done = replace(step, observation=answer.observation, reward=answer.reward, seconds=seconds)
@@ -314,27 +310,17 @@ class _Episode:
             admissible=admissible,
             reference=self._reference,
             seed=self._seed,
+            meter=self.meter,
         )
         with boundary(TeacherError, f"teacher {self._teacher.name}"):
-            judgement = await self._teacher.judge(view)
-        self._charge(judgement)
-        kind = KIND_OF_VERDICT[judgement.verdict.label]
+            verdict = await self._teacher.judge(view)
+        kind = KIND_OF_VERDICT[verdict.label]
         if not step.action:
             kind = StepKind.ERROR
         if step.kind is StepKind.CORRECTION and kind is StepKind.ACT:
             kind = StepKind.CORRECTION
         seconds = step.seconds + time.monotonic() - started
-        return replace(step, kind=kind, verdict=judgement.verdict, seconds=seconds)
-
-    def _charge(self, judgement: Judgement) -> None:
-        usage = self.usage
-        self.usage = replace(
-            usage,
-            teacher_calls=usage.teacher_calls + max(1, judgement.calls),
-            teacher_prompt_tokens=usage.teacher_prompt_tokens + judgement.prompt_tokens,
-            teacher_completion_tokens=usage.teacher_completion_tokens + judgement.completion_tokens,
-            retries=usage.retries + judgement.retries,
-        )
+        return replace(step, kind=kind, verdict=verdict, seconds=seconds)
 
     def _correction(self, verdict: Verdict | None) -> Step:
         """The teacher's step: reflection and thought, then the right action."""

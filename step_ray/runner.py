@@ -7,19 +7,23 @@ the trajectory as JSON. It writes no files and knows nothing of Ray Data's plan 
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from step_ray.config import CollectConfig, RunConfig, TeacherConfig
+from step_ray.callcache import CallCache
+from step_ray.config import CollectConfig, RunConfig, expand_path
 from step_ray.envs import make_env
-from step_ray.errors import BudgetError, ConfigError
+from step_ray.errors import ConfigError
+from step_ray.gate import Answer, Ask, DeskGate, Gate, Settled
 from step_ray.llm import ChatModel, OpenAIChat
 from step_ray.rollout import EpisodeSettings, run_episode, trajectory_id
 from step_ray.store import to_row
 from step_ray.tasks import TASK_SCHEMA, task_from_row
-from step_ray.teacher import ExpertStudent, Judgement, LLMTeacher, OracleTeacher, StepView, Teacher
+from step_ray.teacher import ExpertStudent, LLMTeacher, OracleTeacher, Teacher
+from step_ray.teacher_config import Price, TeacherConfig
 from step_ray.types import Source, Step, StopReason, Task, Trajectory
 
 
@@ -31,8 +35,11 @@ class Address:
     model: str
     api_key_env: str = ""
 
-    def connect(self, *, timeout_s: float, max_concurrency: int) -> OpenAIChat:
+    def connect(self, **options: Any) -> OpenAIChat:
         """A client; made on the actor, so that the key is read there and never travels.
+
+        Args:
+            options: what else `OpenAIChat` takes.
 
         Raises:
             ConfigError: the key's variable is not set on the actor.
@@ -46,8 +53,7 @@ class Address:
             base_url=self.base_url,
             model=self.model,
             api_key=key,
-            timeout_s=timeout_s,
-            max_concurrency=max_concurrency,
+            **options,
         )
 
 
@@ -70,6 +76,10 @@ class EpisodePlan:
     rows_per_shard: int = 16
     max_error_share: float = 0.0
     """Share of the episodes that may end by a fault of the machinery."""
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    """Model -> its price."""
+    cache_dir: str | None = None
+    """Folder of the teacher's replies, the same on every node; None: none are kept."""
 
     @property
     def uses_expert(self) -> bool:
@@ -106,6 +116,8 @@ class EpisodePlan:
             cpus_per_actor=collect.cpus_per_actor,
             rows_per_shard=collect.rows_per_shard,
             max_error_share=collect.max_error_share,
+            prices=config.prices,
+            cache_dir=_cache_dir(config),
         )
 
 
@@ -128,38 +140,24 @@ def _episode_settings(config: RunConfig, temperature: float) -> EpisodeSettings:
     )
 
 
-class BudgetedTeacher:
-    """A teacher that asks the shared budget before every judgement."""
-
-    def __init__(self, teacher: Teacher, take: Callable[[], Awaitable[bool]], limit: int) -> None:
-        self.name = teacher.name
-        self._teacher, self._take, self._limit = teacher, take, limit
-
-    async def judge(self, view: StepView) -> Judgement:
-        """Judge within the budget.
-
-        Raises:
-            BudgetError: it is spent; the episode ends as `budget`.
-        """
-        if not await self._take():
-            raise BudgetError(f"teacher.max_calls: {self._limit} calls are spent")
-        return await self._teacher.judge(view)
-
-    async def aclose(self) -> None:
-        """Close the teacher."""
-        await self._teacher.aclose()
+def _cache_dir(config: RunConfig) -> str | None:
+    teacher = config.teacher
+    if teacher.kind != "llm" or not teacher.cache:
+        return None
+    shared = expand_path("teacher.cache_dir", teacher.cache_dir) if teacher.cache_dir else None
+    return str((shared or config.run_dir / "cache" / "teacher").resolve())
 
 
 class EpisodeRunner:
     """The Ray Data actor: plays many episodes at once on one event loop.
 
     Environment calls go to one thread per actor; LLM calls are awaited meanwhile. `__call__` never
-    raises: what goes wrong comes back as a row.
+    raises: what goes wrong comes back as a row. `desk` is the handle of the job's `TeacherDesk`.
     """
 
-    def __init__(self, plan: EpisodePlan, budget: Any = None) -> None:
+    def __init__(self, plan: EpisodePlan, desk: Any = None) -> None:
         self._plan = plan
-        self._budget = budget
+        self._desk = desk
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="env")
         self._student: ChatModel | None = None
         self._teacher: Teacher | None = None
@@ -176,27 +174,36 @@ class EpisodeRunner:
             self._student = plan.student.connect(
                 timeout_s=plan.settings.step_timeout_s,
                 max_concurrency=plan.episodes_per_actor,
+                price=plan.prices.get(plan.student.model),
             )
         return self._student
 
     def _make_teacher(self) -> Teacher | None:
-        config = self._plan.teacher
-        if config is None:
+        if self._plan.teacher is None:
             return None
-        teacher: Teacher = make_teacher(config, self._plan.env)
-        if self._budget is None or config.max_calls is None:
-            return teacher
+        gate = DeskGate(self._serve) if self._desk is not None else None
+        return make_teacher(self._plan, self._plan.teacher, gate)
 
-        async def take() -> bool:
-            return bool(await self._budget.take.remote())
+    async def _serve(
+        self, asks: Sequence[Ask], settled: Sequence[Settled], pause_s: float
+    ) -> Answer:
+        answer: Answer = await self._desk.serve.remote(asks, settled, pause_s)
+        return answer
 
-        return BudgetedTeacher(teacher, take, config.max_calls)
+    async def _may_start(self) -> bool:
+        return self._desk is None or bool(await self._desk.may_start.remote())
 
     async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Play the episode of one manifest row; gives its id, its stop reason and its record."""
+        """Play the episode of one manifest row; gives its id and its record as JSON.
+
+        The record is empty when the budget let no episode start any more.
+        """
         seed = int(row["seed"])
         task = task_from_row({name: row[name] for name in TASK_SCHEMA.names})
         try:
+            if not await self._may_start():
+                name = trajectory_id(task.task_id, self._plan.source, seed)
+                return {"trajectory_id": name, "record": ""}
             trajectory = await self._play(task, seed)
         except Exception as exc:
             # a raised error would drop the sibling episodes of this actor, so it becomes a row
@@ -227,13 +234,19 @@ class EpisodeRunner:
             await asyncio.get_running_loop().run_in_executor(self._executor, env.close)
 
 
-def make_teacher(config: TeacherConfig, env: str) -> Teacher:
-    """The teacher that the configuration names."""
+def make_teacher(plan: EpisodePlan, config: TeacherConfig, gate: Gate | None) -> Teacher:
+    """The teacher that the configuration names, with its cache, behind its gate."""
     if config.kind == "oracle":
-        return OracleTeacher(env)
+        return OracleTeacher(plan.env, gate)
     endpoint = Address(base_url=config.base_url, model=config.model, api_key_env=config.api_key_env)
-    model = endpoint.connect(timeout_s=config.timeout_s, max_concurrency=config.max_concurrency)
-    return LLMTeacher(model, config)
+    model = endpoint.connect(
+        timeout_s=config.try_timeout_s,
+        call_timeout_s=config.timeout_s,
+        max_concurrency=config.max_concurrency,
+        price=plan.prices.get(config.model),
+        gate=gate,
+    )
+    return LLMTeacher(model, config, CallCache(Path(plan.cache_dir)) if plan.cache_dir else None)
 
 
 def _failed(task: Task, plan: EpisodePlan, seed: int, error: str) -> Trajectory:

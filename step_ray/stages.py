@@ -15,8 +15,14 @@ from step_ray.types import Source, Trajectory
 
 SPEED_ONLY = {"num_actors", "episodes_per_actor", "cpus_per_actor", "rows_per_shard"}
 """Settings of `collect` that change how fast, not what."""
-TEACHER_ADDRESS = {"base_url", "api_key_env", "max_concurrency", "timeout_s"}
-"""Where and how fast the teacher answers; which model it is stays a setting."""
+TEACHER_ADDRESS: dict[str, Any] = {
+    **dict.fromkeys(("base_url", "api_key_env", "max_concurrency", "timeout_s"), True),
+    **dict.fromkeys(("try_timeout_s", "requests_per_minute", "tokens_per_minute"), True),
+    **dict.fromkeys(("cache", "cache_dir"), True),
+    "budget": {"at_limit"},
+}
+"""Where and how fast the teacher answers, and what of it is paid again; which model it is stays a
+setting."""
 TRAIN_SPEED_ONLY = {"cpus_per_worker", "checkpoint_every", "max_failures"}
 """The same of `train`; not the number of workers: sums in another order differ."""
 
@@ -304,7 +310,7 @@ def _collect(config: RunConfig) -> Stage:
         settings=settings,
         outputs=("trajectories/collect",),
         run=run,
-        limits=frozenset({"teacher.max_calls"}),
+        limits=frozenset(f"teacher.budget.{name}" for name in ("calls", "tokens", "money")),
     )
 
 
@@ -369,17 +375,23 @@ def _play(
         source = task_source(context.config.env.name)
         todo = source.equip(context.config, todo, row_mapper(context.config.collect))
     done = wins = corrections = 0
+    money = 0.0
     with context.reporter.counter(Path(out).name, len(todo) * len(seeds)) as counter:
 
         def on_episode(trajectory: Trajectory) -> None:
-            nonlocal done, wins, corrections
+            nonlocal done, wins, corrections, money
             done += 1
             wins += trajectory.success
             corrections += sum(step.kind == "correction" for step in trajectory.steps)
             note = f"{wins} won"
             if plan.teacher:
                 note += f", {corrections / done:.1f} corrections each"
+            money += trajectory.usage.teacher_cost + trajectory.usage.student_cost
+            if money:
+                note += f", cost {money:,.2f}"
             counter.update(done, note)
 
         summary = run_episodes(todo, plan, context.root / out, seeds=seeds, on_episode=on_episode)
+    for line in summary.notices():
+        context.reporter.line(f"  [yellow]{line}[/]")
     return asdict(summary)

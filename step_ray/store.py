@@ -78,6 +78,11 @@ _USAGE = pa.struct(
         )
     ]
     + [("seconds", pa.float64())]
+    + [
+        (name, pa.int64())
+        for name in ("teacher_cached_calls", "teacher_unstructured_calls", "cache_faults")
+    ]
+    + [("student_cost", pa.float64()), ("teacher_cost", pa.float64())]
 )
 SCHEMA = pa.schema(
     [
@@ -189,17 +194,17 @@ def completed_ids(
     }
 
 
-def num_teacher_calls(folder: str | Path) -> int:
-    """Teacher calls of all rows, those of episodes that were played again included.
+def read_usages(folder: str | Path) -> list[Usage]:
+    """The usage of all rows, those of episodes that were played again included.
 
     Raises:
         DataError: a shard is broken or newer than this version.
     """
-    return sum(
-        row["usage"]["teacher_calls"]
+    return [
+        _build(Usage, row["usage"])
         for path in _shards(folder)
         for row in read_rows(path, columns=["usage"])
-    )
+    ]
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -154,6 +154,7 @@ class Usage:
     env_steps: int = 0
     student_calls: int = 0
     teacher_calls: int = 0
+    """Calls that were answered, re-asks included; of the oracle: judgements."""
     prompt_tokens: int = 0
     """Prompt tokens of the student's calls."""
     completion_tokens: int = 0
@@ -162,6 +163,15 @@ class Usage:
     retries: int = 0
     """LLM requests that were sent again."""
     seconds: float = 0.0
+    teacher_cached_calls: int = 0
+    """Replies that were read from the cache: not among `teacher_calls`, without tokens or cost."""
+    teacher_unstructured_calls: int = 0
+    """Of `teacher_calls`: asked without a schema, because the endpoint refuses one."""
+    cache_faults: int = 0
+    """Entries of the teacher's cache that could not be read or written."""
+    student_cost: float = 0.0
+    """Money, by the price table of the run at the time."""
+    teacher_cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # base needs the settings, which need the tables of one envir
 REGISTRY: dict[str, str] = {
     "alfworld": "step_ray.envs.alfworld.env:AlfworldEnv",
     "scienceworld": "step_ray.envs.scienceworld.env:ScienceworldEnv",
+    "webshop": "step_ray.envs.webshop.env:WebshopEnv",
 }
 """Environment name -> `module:class`; add a line here to add an environment."""
 
@@ -29,6 +30,7 @@ def make_env(name: str, **options: object) -> "TextEnv":
 SOURCES: dict[str, str] = {
     "alfworld": "step_ray.envs.alfworld.tasks",
     "scienceworld": "step_ray.envs.scienceworld.tasks",
+    "webshop": "step_ray.envs.webshop.tasks",
 }
 """Environment name -> module of its tasks (see `base.TaskSource`)."""
 
@@ -46,6 +48,7 @@ def task_source(name: str) -> "TaskSource":
 EXPERTS: dict[str, str] = {
     "alfworld": "step_ray.envs.alfworld.judge:RuleExpert",
     "scienceworld": "step_ray.envs.scienceworld.expert:GoldExpert",
+    "webshop": "step_ray.envs.webshop.judge:ShopExpert",
 }
 """Environment name -> `module:class` that makes an expert of a task (see `base.Expert`)."""
 
@@ -76,5 +79,10 @@ def _registered(table: dict[str, str], name: str) -> Any:
     if name not in table:
         raise ConfigError(f"env.name: {name!r} is not known; use one of {sorted(table)}")
     module, _, attribute = table[name].partition(":")
-    loaded = import_module(module)
+    try:
+        loaded = import_module(module)
+    except ModuleNotFoundError as exc:
+        raise ConfigError(
+            f"env.name: {name!r} needs the package {exc.name!r}; pip install 'step-ray[{name}]'"
+        ) from exc
     return getattr(loaded, attribute) if attribute else loaded

@@ -48,7 +48,10 @@ class TextEnv(Protocol):
         ...
 
     def admissible_actions(self) -> list[str]:
-        """Actions that would be understood now; empty where the environment cannot list them."""
+        """Actions that would be understood now; empty where the environment cannot list them.
+
+        A word in `<...>` stands for any words: `search[<keywords>]`.
+        """
         ...
 
     def close(self) -> None:

@@ -499,6 +499,18 @@ def test_a_full_grammar_with_other_texts_is_refused(tmp_path):
         load_game(write_game(tmp_path, grammar=grammar))
 
 
+def test_an_unknown_predicate_is_refused_by_its_name(tmp_path):
+    path = write_game(tmp_path)
+    path.write_text(path.read_text().replace("(receptacleType ", "(funnyType ", 1))
+    with pytest.raises(DataError, match=r"game.tw-pddl: .* 'funnytype' is not of"):
+        load_game(path)
+
+
+def test_a_goal_with_a_movable_receptacle_is_refused(tmp_path):
+    with pytest.raises(DataError, match="movable receptacle"):
+        load_game(write_game(tmp_path, goal="(exists (?o ?b) (inReceptacleObject ?o ?b))"))
+
+
 needs_official = pytest.mark.skipif(
     find_spec("textworld") is None or find_spec("alfworld") is None,
     reason="the official engine is not installed (extra 'alfworld')",

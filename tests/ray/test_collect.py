@@ -1,23 +1,26 @@
 """Episodes on Ray Data: every id once, errors are rows, budgets hold, kills lose nothing."""
 
+import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from step_ray.collect import run_episodes
-from step_ray.config import TeacherConfig
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.errors import EpisodesError
 from step_ray.rollout import EpisodeSettings, trajectory_id
 from step_ray.runner import Address, EpisodePlan
-from step_ray.store import num_teacher_calls, read_rows, read_trajectories
+from step_ray.store import read_rows, read_trajectories, read_usages
 from step_ray.tasks import read_tasks, write_tasks
+from step_ray.teacher_config import BudgetConfig, Price, TeacherConfig
 from step_ray.types import Source, StopReason, Task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,16 +109,17 @@ def test_where_nothing_is_missing_nothing_is_written(golden, tasks, tmp_path):
 
 
 def test_an_error_is_a_row_and_is_tried_again(tasks, tmp_path):
-    game = tmp_path / "game.tw-pddl"
+    whole, game = Path(tasks[0].params["game"]), tmp_path / "game.tw-pddl"
+    game.write_text(whole.read_text()[:500])
     broken = replace(tasks[0], params={"game": str(game)})
     mixed, out = [broken, *tasks[1:3]], tmp_path / "out"
     summary = run_episodes(mixed, replace(PLAN, max_error_share=0.34), out)
     assert (summary.num_errors, summary.num_success) == (1, 2)
     (error,) = [t for t in read_trajectories(out) if t.stop_reason is StopReason.ENV_ERROR]
     assert error.task == broken
-    assert error.error == f"alfworld/train/0: the game file '{game}' is missing"
+    assert f"{game}: not a readable game file" in error.error
 
-    shutil.copy(tasks[0].params["game"], game)
+    shutil.copy(whole, game)
     summary = run_episodes(mixed, PLAN, out)
     assert (summary.num_errors, summary.num_success, summary.num_resumed) == (0, 3, 2)
     assert [t.trajectory_id for t in read_trajectories(out)] == ids(mixed)
@@ -157,39 +161,119 @@ def test_a_stage_in_which_every_episode_fails_is_an_error_that_quotes_the_first(
     assert on_disk(tmp_path) == Counter(ids(tasks[:2], source=Source.STUDENT))
 
 
+def budget(calls, **fields):
+    return TeacherConfig(budget=BudgetConfig(calls=calls, **fields))
+
+
 def test_a_budget_of_teacher_calls_holds_for_all_actors_and_after_a_restart(tasks, tmp_path):
-    plan = replace(
-        PLAN, num_actors=2, source=Source.SELF_REFLECTED, teacher=TeacherConfig(max_calls=12)
-    )
+    plan = replace(PLAN, num_actors=2, source=Source.SELF_REFLECTED, teacher=budget(12))
     summary = run_episodes(tasks, plan, tmp_path)
-    assert summary.teacher_calls == 12
-    assert summary.stop_reasons["budget"] >= 1
+    assert (summary.teacher_calls, summary.spent_calls) == (12, 12)
+    assert summary.num_episodes + summary.num_not_started == 6
+    assert summary.num_not_started >= 1
     assert set(summary.stop_reasons) <= {"budget", "success"}
     lines = {t.error for t in read_trajectories(tmp_path) if t.stop_reason is StopReason.BUDGET}
-    assert lines == {"teacher.max_calls: 12 calls are spent"}
+    assert lines <= {"teacher.budget.calls: all 12 are spent or reserved"}
 
-    more = [replace(tasks[0], task_id="alfworld/train/more")]
-    summary = run_episodes([*tasks, *more], plan, tmp_path)
-    assert (summary.num_episodes, summary.num_resumed, summary.teacher_calls) == (7, 6, 12)
+    before = on_disk(tmp_path)
+    again = run_episodes(tasks, plan, tmp_path)
+    assert (on_disk(tmp_path), again.teacher_calls) == (before, 12)
+    assert (again.num_resumed, again.num_not_started) == (before.total(), summary.num_not_started)
 
 
-def test_episodes_that_the_budget_ended_are_played_again_once_it_is_raised(tasks, tmp_path):
-    plan = replace(PLAN, source=Source.SELF_REFLECTED, teacher=TeacherConfig(max_calls=12))
-    stopped = run_episodes(tasks, plan, tmp_path).stop_reasons["budget"]
-    assert stopped >= 1
-    first = on_disk(tmp_path)
+def test_what_the_budget_ended_or_held_back_is_played_once_it_is_raised(tasks, tmp_path):
+    plan = replace(PLAN, source=Source.SELF_REFLECTED, teacher=budget(12))
+    first = run_episodes(tasks, plan, tmp_path)
+    finished = first.stop_reasons.get("success", 0)
 
-    plan = replace(plan, teacher=TeacherConfig(max_calls=1000))
-    summary = run_episodes(tasks, plan, tmp_path)
-    assert (summary.stop_reasons, summary.num_resumed) == ({"success": 6}, 6 - stopped)
-    again = on_disk(tmp_path) - first
-    assert (len(again), set(again.values())) == (stopped, {1})
+    summary = run_episodes(tasks, replace(plan, teacher=budget(1000)), tmp_path)
+    assert (summary.stop_reasons, summary.num_resumed) == ({"success": 6}, finished)
+    assert summary.num_not_started == 0
     assert [t.trajectory_id for t in read_trajectories(tmp_path)] == ids(
         tasks, source=Source.SELF_REFLECTED
     )
-    assert num_teacher_calls(tmp_path) == 12 + sum(
-        t.usage.teacher_calls for t in read_trajectories(tmp_path) if t.trajectory_id in again
+    paid = sum(usage.teacher_calls for usage in read_usages(tmp_path))
+    assert summary.spent_calls == paid >= 12 + 6 - finished
+
+
+def test_episodes_in_flight_may_finish_over_the_budget(tasks, tmp_path):
+    plan = replace(PLAN, source=Source.SELF_REFLECTED, teacher=budget(2, at_limit="finish"))
+    summary = run_episodes(tasks, plan, tmp_path)
+    # two episodes run at once; whoever starts after the second call is told not to
+    assert set(summary.stop_reasons) == {"success"}
+    assert 1 <= summary.num_episodes <= 3
+    assert summary.num_not_started == 6 - summary.num_episodes
+    assert summary.spent_calls == summary.teacher_calls > 2
+
+
+class Contented(BaseHTTPRequestHandler):
+    """A teacher that finds every step good; its replies count 100 and 10 tokens."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.sessions.append(self.headers["x-session-id"])
+        text = '{"verdict": "good", "reflection": "", "thought": "", "action": ""}'
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+        body = json.dumps({**answer, "choices": [choice], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def contented():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Contented)
+    server.sessions = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_rerun_is_judged_from_the_cache_and_costs_nothing(tasks, tmp_path, contented):
+    teacher = TeacherConfig(
+        kind="llm",
+        base_url=f"http://127.0.0.1:{contented.server_port}/v1",
+        model="m",
+        api_key_env="STEP_RAY_TEST_KEY",
+        requests_per_minute=60_000,
+        budget=BudgetConfig(money=1000),
     )
+    plan = replace(
+        PLAN,
+        num_actors=2,
+        source=Source.SELF_REFLECTED,
+        teacher=teacher,
+        prices={"m": Price(prompt=10_000, completion=100_000)},  # 1 + 1 a call
+        cache_dir=str(tmp_path / "cache"),
+    )
+    first = run_episodes(tasks, plan, tmp_path / "first")
+    calls = len(contented.sessions)
+    assert set(contented.sessions) == {f"{task.task_id}#0" for task in tasks}
+    assert (first.teacher_calls, first.teacher_tokens) == (calls, 110 * calls)
+    assert first.teacher_cost == first.spent_money == pytest.approx(2 * calls)
+    assert (first.teacher_cached_calls, first.cache_faults) == (0, 0)
+
+    again = run_episodes(tasks, plan, tmp_path / "again")
+    assert len(contented.sessions) == calls
+    assert (again.teacher_calls, again.teacher_cached_calls) == (0, calls)
+    assert (again.spent_calls, again.teacher_cost, again.num_success) == (0, 0.0, 6)
+    texts = [
+        [(t.trajectory_id, [s.text for s in t.steps]) for t in read_trajectories(tmp_path / name)]
+        for name in ("first", "again")
+    ]
+    assert texts[0] == texts[1]
 
 
 DRIVER = """

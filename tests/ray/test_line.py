@@ -196,14 +196,14 @@ def make_teacher_app(requests):
 
 
 def answer(messages):
-    """The verdict on the step in a prompt of `teacher.teacher_messages`."""
-    question = messages[1]["content"].removeprefix("Task and first observation:\n")
-    first, _, rest = question.partition("\n\nHistory:\n\n")
-    rest = rest.partition("\n\nValid actions now: ")[0]
-    *history, (action, observation) = re.findall(
-        r"(?:^Action: (.*)\n)?^Observation: (.*)$", rest, re.MULTILINE
-    )
-    verdict = judge(first, history, action, observation)
+    """The verdict on the step in a question of `judging.teacher_messages`."""
+    first, *records = [json.loads(line) for line in messages[1]["content"].split("\n")]
+    *history, (action, observation) = [
+        (re.search(r"(?:Action: (.*))?\Z", record["agent"])[1] or "", record["observation"])
+        for record in records
+        if "step" in record
+    ]
+    verdict = judge(first["first_observation"], history, action, observation)
     fields = ("reflection", "thought", "action")
     return json.dumps({"verdict": verdict.label, **{f: getattr(verdict, f) for f in fields}})
 

@@ -2,16 +2,31 @@
 
 import asyncio
 import json
+import pickle
+import re
 import socket
 import threading
 import time
-from contextlib import contextmanager
+import traceback
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote, unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from step_ray.errors import ConfigError, ContextLengthError, EndpointError, LLMError
-from step_ray.llm import OpenAIChat, ScriptedLLM, check_endpoint
+from step_ray.endpoint import check_endpoint
+from step_ray.errors import (
+    BudgetError,
+    ConfigError,
+    ContextLengthError,
+    EndpointError,
+    LLMError,
+)
+from step_ray.llm import Deadline, OpenAIChat, ScriptedLLM
+from step_ray.spending import NOTHING, Spending
+from step_ray.teacher_config import Price
 from step_ray.types import Message
 
 MESSAGES = [Message(role="user", content="hello")]
@@ -65,8 +80,9 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"content-type": "application/json", **headers}.items():
             self.send_header(name, value)
         self.send_header("content-length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
+        with suppress(ConnectionError):  # a client that gave up
+            self.end_headers()
+            self.wfile.write(raw)
 
     def log_message(self, *args):
         pass
@@ -95,9 +111,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def complete(url, *, max_retries=5, **options):
+def complete(url, *, max_retries=5, client=(), **options):
     async def send():
-        chat = OpenAIChat(base_url=url, model="m", api_key="secret", max_retries=max_retries)
+        settings = {"api_key": "secret", "max_retries": max_retries} | dict(client)
+        chat = OpenAIChat(base_url=url, model="m", **settings)
         try:
             return await chat.complete(MESSAGES, **{"max_tokens": 5} | options)
         finally:
@@ -229,6 +246,229 @@ def test_a_refused_connection_is_an_error_that_names_the_address():
     url = f"http://127.0.0.1:{free_port()}/v1"
     with pytest.raises(LLMError, match=rf"^m at {url}: gave up after 2 tries: Connection error"):
         complete(url, max_retries=1)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{", b"", {"choices": []}, {"choices": None}, []])
+def test_a_success_that_is_no_completion_is_retried(body):
+    with serving((200, {}, body), answer()) as server:
+        assert complete(server.url).retries == 1
+    gave_up = pytest.raises(LLMError, match="gave up after 1 tries: no chat completion")
+    with serving((200, {}, body)) as server, gave_up:
+        complete(server.url, max_retries=0)
+
+
+def test_an_empty_purse_is_not_retried():
+    with serving(fault(429, "no quota", code="insufficient_quota")) as server:
+        with pytest.raises(LLMError, match="HTTP 429"):
+            complete(server.url)
+        assert len(server.requests) == 1
+
+
+# Time
+
+
+@contextmanager
+def hanging(*script):
+    """A server that never answers where the script says None."""
+    over, arrived = threading.Event(), threading.Event()
+
+    def reply(number):
+        arrived.set()
+        if script[number] is not None:
+            return script[number]
+        over.wait(30)
+        return fault(503)
+
+    with serving(reply) as server:
+        server.arrived = arrived
+        try:
+            yield server
+        finally:
+            over.set()
+
+
+def test_a_try_that_hangs_is_sent_again():
+    with hanging(None, *[answer()] * 5) as server:
+        assert complete(server.url, client={"timeout_s": 0.5}).retries >= 1
+
+
+def test_a_call_has_a_deadline_whatever_its_tries_have():
+    with hanging(None) as server, pytest.raises(LLMError) as caught:
+        complete(server.url, client={"timeout_s": 60.0, "call_timeout_s": 0.3})
+    assert str(caught.value) == f"m at {server.url}: no answer within 0.3 s"
+
+
+def test_a_call_that_is_cancelled_goes_at_once_and_settles():
+    async def scene(url, gate):
+        chat = OpenAIChat(base_url=url, model="m", gate=gate)
+        call = asyncio.create_task(chat.complete(MESSAGES, max_tokens=5))
+        await asyncio.to_thread(server.arrived.wait)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await chat.aclose()
+
+    gate = Gate()
+    with hanging(None) as server:
+        asyncio.run(scene(server.url, gate))
+    assert gate.events == [("enter", GUESS, False), ("leave", GUESS, NOTHING)]
+
+
+def test_the_time_of_a_call_stands_still_while_it_waits_for_its_turn():
+    async def scene():
+        deadline, passed = Deadline(0.05), []
+        with pytest.raises(TimeoutError):
+            async with deadline.scope:
+                await asyncio.sleep(0.1)  # longer than all that the call has
+                passed.append("the wait")
+                with deadline.running():
+                    await asyncio.Event().wait()
+        return passed, deadline.scope.expired()
+
+    assert asyncio.run(scene()) == (["the wait"], True)
+
+
+# The gate
+
+
+class Gate:
+    """Lets all through and writes down what it is told."""
+
+    def __init__(self):
+        self.events = []
+
+    async def enter(self, estimate, *, again=False):
+        self.events.append(("enter", estimate, again))
+
+    def leave(self, estimate, actual):
+        self.events.append(("leave", estimate, actual))
+
+    def pause(self, seconds):
+        self.events.append(("pause", seconds))
+
+
+PRICE = Price(prompt=1e6, completion=2e6)  # 1 and 2 a token
+GUESS = Spending(calls=1, tokens=2 + 5)  # `hello` is at most 2 tokens, and max_tokens is 5
+GUESS_PAID = Spending(calls=1, tokens=7, money=2 + 2 * 5)
+PAID = Spending(calls=1, tokens=7 + 2, money=7 + 2 * 2)
+
+
+def test_a_call_enters_with_what_it_may_cost_and_leaves_with_what_it_did():
+    gate = Gate()
+    with serving(answer()) as server:
+        got = complete(server.url, client={"gate": gate, "price": PRICE})
+    assert gate.events == [("enter", GUESS_PAID, False), ("leave", GUESS_PAID, PAID)]
+    assert got.cost == 11.0
+
+
+def test_a_retry_asks_again_and_tells_everybody_what_the_endpoint_wants():
+    gate = Gate()
+    with serving(fault(429, headers={"retry-after": "0.25"}), answer()) as server:
+        complete(server.url, client={"gate": gate})
+    kinds = [event[0] for event in gate.events]
+    assert kinds == ["enter", "pause", "enter", "leave"]
+    assert gate.events[1:3] == [("pause", 0.25), ("enter", GUESS, True)]
+
+
+@pytest.mark.parametrize("value", ["-5", "nan", "inf", "soon"])
+def test_a_retry_after_that_is_no_time_is_no_pause(value):
+    gate = Gate()
+    with serving(fault(429, headers={"retry-after": value}), answer()) as server:
+        complete(server.url, client={"gate": gate})
+    assert [event[0] for event in gate.events] == ["enter", "enter", "leave"]
+
+
+def test_a_call_that_failed_cost_nothing():
+    gate = Gate()
+    with serving(fault(400)) as server, pytest.raises(LLMError):
+        complete(server.url, client={"gate": gate})
+    assert gate.events[-1] == ("leave", GUESS, NOTHING)
+
+
+def test_an_answer_without_usage_costs_what_it_might():
+    gate = Gate()
+    with serving(answer(usage=None)) as server:
+        complete(server.url, client={"gate": gate, "price": PRICE})
+    assert gate.events[-1] == ("leave", GUESS_PAID, GUESS_PAID)
+
+
+def test_without_budget_nothing_is_sent():
+    class Spent(Gate):
+        async def enter(self, estimate, *, again=False):
+            raise BudgetError("spent")
+
+    with serving(answer()) as server:
+        with pytest.raises(BudgetError, match=r"^spent$"):
+            complete(server.url, client={"gate": Spent()})
+        assert server.requests == []
+
+
+# Structured output where there is none
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+    "words", ["Unknown parameter: 'response_format'.", "json_schema is not supported"]
+)
+def test_an_endpoint_without_schemas_is_asked_once_and_remembered(status, words):
+    async def send(url):
+        chat = OpenAIChat(base_url=url, model="m", max_retries=0)
+        schema = {"max_tokens": 5, "json_schema": {"name": "v"}}
+        first = await chat.complete(MESSAGES, **schema)
+        second = await chat.complete(MESSAGES, **schema)
+        third = await chat.complete(MESSAGES, max_tokens=5)
+        await chat.aclose()
+        return first, second, third
+
+    with serving(fault(status, words), answer(), answer(), answer()) as server:
+        answers = asyncio.run(send(server.url))
+        sent = ["response_format" in body for _, _, body in server.requests]
+    assert sent == [True, False, False, False]
+    assert [got.unstructured for got in answers] == [True, True, False]
+    assert [got.retries for got in answers] == [1, 0, 0]
+
+
+def test_a_refusal_of_something_else_is_an_error():
+    with serving(fault(400, "temperature is too high")) as server:
+        with pytest.raises(LLMError, match="temperature is too high"):
+            complete(server.url, json_schema={"name": "v"})
+        assert len(server.requests) == 1
+
+
+# What is shown
+
+
+@pytest.mark.parametrize("key", ["sk-1234567890", 'sk-"quoted"', "sk-back\\slash"])
+@pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
+def test_a_key_that_the_endpoint_repeats_is_not_shown(key, status):
+    echo = fault(status, f"bad header Authorization: Bearer {key}")
+    with serving(echo) as server, pytest.raises(LLMError) as caught:
+        complete(server.url, max_retries=0, client={"api_key": key})
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "Bearer <key>" in str(caught.value)
+    assert key not in shown
+    assert repr(key)[1:-1] not in shown
+    assert key not in str(pickle.loads(pickle.dumps(caught.value)).__dict__)
+
+
+def test_a_page_of_words_is_shown_in_part_with_what_is_left_out():
+    with serving(fault(400, "x" * 1000)) as server, pytest.raises(LLMError) as caught:
+        complete(server.url)
+    assert re.search(r"x{200,}\.\.\. \(\d+ characters more\)$", str(caught.value))
+
+
+@given(session=st.text(min_size=1))
+def test_any_session_id_can_be_sent(session):
+    sent = quote(session, safe="/#: ")
+    assert sent.isascii()
+    assert sent.isprintable()
+    assert unquote(sent) == session
+
+
+def test_the_session_id_of_a_task_in_any_script_is_a_header():
+    with serving(answer()) as server:
+        complete(server.url, session_id="welt/tür 3\n#1")
+        assert server.requests[0][1]["x-session-id"] == "welt/t%C3%BCr 3%0A#1"
 
 
 # The check before a run

@@ -34,8 +34,8 @@ def line(tmp_path, monkeypatch):
         )
 
     def start(limit, *, other=0, redo=False, only=None):
-        settings = {"teacher": {"max_calls": limit}, "other": other}
-        limits = frozenset({"teacher.max_calls"})
+        settings = {"teacher": {"budget": {"calls": limit}}, "other": other}
+        limits = frozenset({"teacher.budget.calls"})
         stages = [stage("collect", (), settings, limits), stage("dataset", ("collect",), {})]
         monkeypatch.setattr(pipeline, "build_stages", lambda config: stages)
         out = io.StringIO()
@@ -92,6 +92,6 @@ def test_the_collection_grows_with_the_budget_and_tolerates_without_being_anothe
         stages = build_stages(parse_config({"name": "r", **sections}))
         return next(stage for stage in stages if stage.name == "collect")
 
-    assert collect().limits == {"teacher.max_calls"}
-    assert collect().settings["teacher"]["max_calls"] is None
+    assert collect().limits == {f"teacher.budget.{x}" for x in ("calls", "tokens", "money")}
+    assert collect().settings["teacher"]["budget"] == {"calls": None, "tokens": None, "money": None}
     assert collect().settings == collect(collect={"max_error_share": 0.5}).settings

@@ -11,7 +11,6 @@ from step_ray.errors import BudgetError, ContextLengthError, EnvError, LLMError,
 from step_ray.llm import Completion, ScriptedLLM
 from step_ray.react import format_turn, load_prompt
 from step_ray.rollout import FORMAT_NOTICE, EpisodeSettings, run_episode
-from step_ray.teacher import Judgement
 from step_ray.types import Author, Source, StepKind, StopReason, Task, Verdict, VerdictLabel
 
 TASK = Task(task_id="corridor/1", env="corridor", split="train", goal="reach 2")
@@ -58,7 +57,10 @@ class Corridor:
 
 
 class ScriptedTeacher:
-    """Gives verdicts (or raises errors) in order, and keeps what it was shown."""
+    """Gives verdicts (or raises errors) in order, and keeps what it was shown.
+
+    A verdict with completions is what these replies led to.
+    """
 
     name = "scripted-teacher"
 
@@ -69,9 +71,12 @@ class ScriptedTeacher:
     async def judge(self, view):
         self.views.append(view)
         answer = self.script[len(self.views) - 1]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer if isinstance(answer, Judgement) else Judgement(verdict=answer)
+        verdict, replies = answer if isinstance(answer, tuple) else (answer, [Completion(text="")])
+        for reply in replies:
+            view.meter.teacher(reply)
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
 
     async def aclose(self):
         pass
@@ -271,6 +276,14 @@ def test_an_episode_that_takes_too_long_is_timeout():
     got = play(RIGHT, teacher=Stuck(), episode_timeout_s=0.05)
     assert (got.stop_reason, got.error) == (StopReason.TIMEOUT, "no end within 0.05 s")
     assert kinds(got) == [("unjudged", "right")]
+
+
+def test_what_a_judgement_cost_is_counted_when_it_fails():
+    paid = [Completion(text="", prompt_tokens=30, cost=0.5)] * 2
+    got = play(RIGHT, teacher=ScriptedTeacher((TeacherError("no verdict"), paid)))
+    assert got.stop_reason is StopReason.TEACHER_ERROR
+    usage = got.usage
+    assert (usage.teacher_calls, usage.teacher_prompt_tokens, usage.teacher_cost) == (2, 60, 1.0)
 
 
 def test_cancelling_the_episode_is_not_swallowed():
@@ -514,17 +527,22 @@ def test_usage_counts_every_call_token_and_retry():
     class Student(ScriptedLLM):
         async def complete(self, messages, **options):
             answer = await super().complete(messages, **options)
-            return replace(answer, prompt_tokens=10 * len(self.calls), retries=1)
+            return replace(answer, prompt_tokens=10 * len(self.calls), retries=1, cost=2.0)
 
-    judged = Judgement(
-        verdict=fix("right"), calls=2, prompt_tokens=100, completion_tokens=7, retries=3
-    )
-    got = play(student=Student([LEFT, RIGHT, RIGHT]), teacher=ScriptedTeacher(judged, GOOD))
+    replies = [
+        Completion(text="", prompt_tokens=60, completion_tokens=5, retries=3, cost=0.5),
+        Completion(text="", prompt_tokens=40, completion_tokens=2, cost=0.25, unstructured=True),
+    ]
+    free = Completion(text="", cached=True)
+    teacher = ScriptedTeacher((fix("right"), replies), (GOOD, [free]))
+    got = play(student=Student([LEFT, RIGHT, RIGHT]), teacher=teacher)
     usage = got.usage
-    assert (usage.env_steps, usage.student_calls, usage.teacher_calls) == (4, 3, 3)
+    assert (usage.env_steps, usage.student_calls) == (4, 3)
+    assert (usage.teacher_calls, usage.teacher_cached_calls) == (2, 1)
     assert (usage.prompt_tokens, usage.completion_tokens) == (10 + 20 + 30, 5 + 6 + 6)
     assert (usage.teacher_prompt_tokens, usage.teacher_completion_tokens) == (100, 7)
-    assert usage.retries == 6
+    assert (usage.retries, usage.teacher_unstructured_calls) == (6, 1)
+    assert (usage.student_cost, usage.teacher_cost) == (6.0, 0.75)
     assert [(step.prompt_tokens, step.completion_tokens) for step in got.steps] == [
         (10, 5),
         (0, 0),

@@ -1,11 +1,21 @@
-"""The rollout actor: what it does when a client cannot be made."""
+"""The rollout actor: clients that cannot be made, keys that are not told, what is not begun."""
 
 import asyncio
 import json
+import logging
+import pickle
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from step_ray.config import TeacherConfig
+import pytest
+
+from step_ray.desk import TeacherDesk
+from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.rollout import EpisodeSettings
-from step_ray.runner import EpisodePlan, EpisodeRunner
+from step_ray.runner import Address, EpisodePlan, EpisodeRunner
+from step_ray.spending import Spending
+from step_ray.teacher_config import BudgetConfig, TeacherConfig
 from step_ray.types import Source
 
 
@@ -32,3 +42,128 @@ def test_without_the_teachers_key_no_episode_is_played_without_a_teacher(monkeyp
 
     assert [r["stop_reason"] for r in records] == ["env_error", "env_error"]
     assert all("'NO_SUCH_KEY' is not set" in r["error"] for r in records)
+
+
+KEY = "sk-very-secret-0123456789"
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers every request with an error that repeats its Authorization header."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.num_requests += 1
+        words = f"no access with {self.headers['authorization']}"
+        body = json.dumps({"error": {"message": words}}).encode()
+        self.send_response(self.server.status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def echoing(status):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    server.status, server.num_requests = status, 0
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def game_row(tmp_path):
+    spec = GeneratorSpec(seed=0, split="train", num_games=1, size="tiny")
+    (game,) = generate_games(spec, tmp_path)
+    return {
+        **{"task_id": "t", "env": "alfworld", "split": "train", "goal": "", "task_type": ""},
+        "params": json.dumps({"game": str(game)}),
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize(("who", "stop"), [("teacher", "teacher_error"), ("student", "llm_error")])
+def test_a_key_that_the_endpoint_repeats_is_in_no_row_and_no_log(
+    who, stop, game_row, tmp_path, monkeypatch, caplog, capfd
+):
+    monkeypatch.setenv("ECHO_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    with echoing(401) as server:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        teacher = TeacherConfig(kind="llm", base_url=url, model="m", api_key_env="ECHO_KEY")
+        student = Address(base_url=url, model="m", api_key_env="ECHO_KEY")
+        plan = EpisodePlan(
+            source=Source.SELF_REFLECTED,
+            settings=EpisodeSettings(prompt="alfworld_short"),
+            env="alfworld",
+            student=student if who == "student" else None,
+            teacher=teacher if who == "teacher" else None,
+            cache_dir=str(tmp_path / "cache"),
+        )
+        row = asyncio.run(EpisodeRunner(plan)(game_row))
+        assert server.num_requests == 1
+    record = json.loads(row["record"])
+    assert record["stop_reason"] == stop
+    assert "no access with Bearer <key>" in record["error"]
+    out, err = capfd.readouterr()
+    said = [row["record"], caplog.text, out, err, repr(pickle.dumps(plan))]
+    assert not any(KEY in text for text in said)
+    assert not any(KEY in path.read_text() for path in tmp_path.rglob("*.json"))
+
+
+class Handle:
+    """A method of an actor."""
+
+    def __init__(self, method):
+        self.method = method
+
+    async def remote(self, *arguments):
+        return self.method(*arguments)
+
+
+class LocalDesk:
+    """A desk in this process, called as an actor is."""
+
+    def __init__(self, desk):
+        self.desk = desk
+        self.serve, self.may_start = Handle(desk.serve), Handle(desk.may_start)
+
+
+def play_with_desk(game_row, spent, **budget):
+    teacher = TeacherConfig(budget=BudgetConfig(**budget))
+    desk = TeacherDesk(teacher, Spending(calls=spent))
+    plan = EpisodePlan(
+        source=Source.SELF_REFLECTED,
+        settings=EpisodeSettings(prompt="alfworld_short"),
+        env="alfworld",
+        teacher=teacher,
+    )
+    row = asyncio.run(EpisodeRunner(plan, LocalDesk(desk))(game_row))
+    return row, desk.close().calls - spent
+
+
+def test_an_episode_that_the_budget_does_not_let_begin_has_no_record(game_row):
+    row, paid = play_with_desk(game_row, spent=9, calls=9)
+    assert (row, paid) == ({"trajectory_id": "t#self_reflected#0", "record": ""}, 0)
+
+
+def test_an_episode_in_flight_is_ended_by_the_budget_and_keeps_its_steps(game_row):
+    row, paid = play_with_desk(game_row, spent=0, calls=2)
+    record = json.loads(row["record"])
+    assert (record["stop_reason"], paid) == ("budget", 2)
+    assert record["error"] == "teacher.budget.calls: all 2 are spent or reserved"
+    assert [step["kind"] for step in record["steps"]] == ["act", "act", "unjudged"]
+    assert record["usage"]["teacher_calls"] == 2
+
+
+def test_an_episode_in_flight_may_finish_over_the_budget(game_row):
+    row, paid = play_with_desk(game_row, spent=0, calls=2, at_limit="finish")
+    assert json.loads(row["record"])["stop_reason"] == "success"
+    assert paid > 2

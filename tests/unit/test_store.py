@@ -15,9 +15,9 @@ from step_ray.store import (
     VERSION_KEY,
     completed_ids,
     from_row,
-    num_teacher_calls,
     read_json,
     read_trajectories,
+    read_usages,
     to_row,
     write_json,
     write_shard,
@@ -273,13 +273,35 @@ def test_completed_ids_leave_errors_to_be_retried(tmp_path):
     assert completed_ids(tmp_path, retry={StopReason.MAX_STEPS}) == {"won", "mended", "broke"}
 
 
-def test_teacher_calls_count_episodes_that_were_played_again(tmp_path):
+def test_usages_are_those_of_episodes_that_were_played_again_too(tmp_path):
     for stop, calls in ((StopReason.LLM_ERROR, 3), (StopReason.SUCCESS, 4)):
         usage = Usage(teacher_calls=calls)
         write_shard(tmp_path, [replace(named("a", stop), usage=usage)])
 
-    assert num_teacher_calls(tmp_path) == 7
-    assert num_teacher_calls(tmp_path / "none") == 0
+    assert [usage.teacher_calls for usage in read_usages(tmp_path)] == [3, 4]
+    assert read_usages(tmp_path / "none") == []
+
+
+LATER_USAGE = (
+    "teacher_cached_calls",
+    "teacher_unstructured_calls",
+    "cache_faults",
+    "student_cost",
+    "teacher_cost",
+)
+
+
+def test_a_shard_from_before_money_was_counted_is_read_as_free(tmp_path):
+    row = to_row(FULL)
+    for name in LATER_USAGE:
+        del row["usage"][name]
+    usage = pa.struct([f for f in SCHEMA.field("usage").type if f.name not in LATER_USAGE])
+    index = SCHEMA.get_field_index("usage")
+    old = SCHEMA.set(index, pa.field("usage", usage)).with_metadata(SCHEMA.metadata)
+    pq.write_table(pa.Table.from_pylist([row], schema=old), tmp_path / "old.parquet")
+
+    assert read_trajectories(tmp_path) == [FULL]
+    assert read_usages(tmp_path) == [FULL.usage]
 
 
 def test_completed_ids_read_two_columns_only(tmp_path):

@@ -24,6 +24,13 @@ CHANGING = frozenset(
 """Predicates that commands change. not_inreceptacle: 'was taken from there', a fact of its own
 in the official engine, which lists what stands next to a receptacle by it."""
 
+FIXED = frozenset(
+    {"receptacleatlocation", "receptacletype", "cancontain", "objecttype", "pickupable", "openable"}
+    | {"cleanable", "heatable", "coolable", "sliceable", "toggleable", "moveable", "examined"}
+    | {"isreceptacleobject", "inreceptacleobject", "isreceptacleobjectfull", "wasinreceptacle"}
+    | {"checked", "full", "holdsanyreceptacleobject"}
+)
+"""The other predicates of ALFWorld's domain, which commands here never change."""
 _UNTRACKED = frozenset({"checked"})
 _DEFAULT_CLEANERS = frozenset({"sinktype", "sinkbasintype"})
 
@@ -91,6 +98,10 @@ def _game(path: Path, data: Mapping[str, Any]) -> Game:
     wording = read_wording(grammar, domain)
     objects, init, goal = _sections(data["pddl_problem"])
     types, facts = typed_names(objects.split()), _facts(init)
+    if unknown := sorted(facts.keys() - CHANGING - FIXED):
+        raise DataError(f"pddl_problem: the predicate {unknown[0]!r} is not of ALFWorld's domain")
+    if "inreceptacleobject" in goal:
+        raise DataError("pddl_problem: the goal is a movable receptacle; ALFWorld leaves these out")
     entities = {term for rows in facts.values() for row in rows for term in row}
     if undeclared := sorted(entities - types.keys()):
         raise DataError(f"pddl_problem: {undeclared[0]!r} is used but not declared in :objects")
