@@ -15,6 +15,8 @@ from rich.console import Console
 
 from step_ray import __version__
 from step_ray.config import RunConfig, load_config
+from step_ray.data.commands import app as data_app
+from step_ray.data.commands import replay
 from step_ray.errors import ConfigError, StepRayError
 
 app = typer.Typer(
@@ -23,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(data_app, name="data")
 
 INTERRUPTED = 130
 """Exit code that typer gives to Ctrl-C."""
@@ -173,6 +176,9 @@ def play(
         options = {"engine": engine} if env == "alfworld" else {}
         session = Session(make_env(env, **options), task, make_expert(task))
         play_session(session, _typed_lines(), print)
+
+
+app.command()(replay)
 
 
 def _typed_lines() -> Iterator[str]:

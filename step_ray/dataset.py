@@ -17,15 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from step_ray.config import DatasetConfig, Recipe
 from step_ray.errors import DataError
+from step_ray.masking import NOTHING_TRAINED, TOO_LONG, is_trained, steps_in_text, unwanted
 from step_ray.react import conversation, trajectory_messages
 from step_ray.render import Renderer, Span
 from step_ray.store import VERSION_KEY, read_rows, write_table
-from step_ray.types import SCHEMA_VERSION, Message, Step, StepKind, Trajectory
+from step_ray.types import SCHEMA_VERSION, Message, Step, Trajectory
 
-NOT_SUCCESSFUL = "not successful"
-LOW_REWARD = "reward below min_reward"
-TOO_LONG = "longer than student.max_length"
-NOTHING_TRAINED = "nothing trained"
 CUT_TO_MATCH = "cut to match"
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -110,7 +107,7 @@ def build_examples(
     examples: list[Example] = []
     dropped: Counter[str] = Counter()
     for trajectory in trajectories:
-        outcome = _unwanted(trajectory, config) or _example(trajectory, renderer, recipe, config)
+        outcome = unwanted(trajectory, config) or _example(trajectory, renderer, recipe, config)
         if isinstance(outcome, Example):
             examples.append(outcome)
         else:
@@ -258,34 +255,17 @@ def colour_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text
     return text
 
 
-def _unwanted(trajectory: Trajectory, config: DatasetConfig) -> str | None:
-    """Why the filter drops a trajectory; None when it stays."""
-    if config.min_reward is not None:
-        return LOW_REWARD if trajectory.reward < config.min_reward else None
-    return NOT_SUCCESSFUL if config.keep == "success" and not trajectory.success else None
-
-
 def _example(
     trajectory: Trajectory, renderer: Renderer, recipe: Recipe, config: DatasetConfig
 ) -> Example | str:
-    """The example of a trajectory, or why there is none.
-
-    `error_steps: remove` (ablation) deletes error steps with their observations. What is left is
-    text of an episode that never happened: the correction answers an observation that it never saw.
-    """
-    masked_kinds = {StepKind.ERROR} | ({StepKind.SUBOPTIMAL} if config.mask_suboptimal else set())
-    steps = trajectory.steps
-    if recipe.error_steps == "remove":
-        steps = tuple(step for step in steps if step.kind not in masked_kinds)
+    """The example of a trajectory, or why there is none."""
+    steps = steps_in_text(trajectory, recipe, config)
     spans = step_spans(trajectory.prompt, steps)
-    masked = [
-        step.kind is StepKind.UNJUDGED or (recipe.mask_errors and step.kind in masked_kinds)
-        for step in steps
-    ]
+    trained = [is_trained(step, recipe, config) for step in steps]
     rendered = renderer.render_example(
         trajectory_messages(replace(trajectory, steps=steps)),
-        trained=_joined(span for span, out in zip(spans, masked, strict=True) if not out),
-        masked=_joined(span for span, out in zip(spans, masked, strict=True) if out),
+        trained=_joined(span for span, yes in zip(spans, trained, strict=True) if yes),
+        masked=_joined(span for span, yes in zip(spans, trained, strict=True) if not yes),
     )
     if rendered is None:
         return TOO_LONG

@@ -8,7 +8,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -235,6 +235,12 @@ def write_json(path: str | Path, obj: Any) -> None:
     text = json.dumps(obj, indent=2, ensure_ascii=False) + "\n"
     with _atomic(Path(path)) as temp:
         temp.write_text(text, encoding="utf-8")
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Write lines of text as they come, whole or not at all; an existing file is replaced."""
+    with _atomic(Path(path)) as temp, temp.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def read_json(path: str | Path) -> Any:

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from step_ray import __version__
-from step_ray.cli import main
 from step_ray.config import ScratchConfig, load_config
 from step_ray.envs.alfworld.env import AlfworldEnv
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
@@ -26,23 +25,6 @@ from step_ray.teacher import ExpertStudent
 from step_ray.types import Source, StopReason, Task
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def step_ray(tmp_path, monkeypatch, capsys):
-    """Runs a command in an empty folder; gives exit code, stdout and the lines of stderr."""
-    (tmp_path / "home").mkdir()
-    monkeypatch.chdir(tmp_path / "home")
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["step-ray", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return caught.value.code or 0, out, err.splitlines()
-
-    return run
 
 
 @pytest.fixture

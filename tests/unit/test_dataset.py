@@ -9,9 +9,6 @@ from builders import PROMPT, make_step, make_trajectory
 from step_ray.config import DatasetConfig, Recipe
 from step_ray.dataset import (
     CUT_TO_MATCH,
-    LOW_REWARD,
-    NOT_SUCCESSFUL,
-    TOO_LONG,
     Example,
     Sources,
     build_dataset,
@@ -23,6 +20,7 @@ from step_ray.dataset import (
     write_examples,
 )
 from step_ray.errors import DataError
+from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, TOO_LONG
 from step_ray.react import conversation
 from step_ray.render import Renderer, Span
 from step_ray.student import train_tokenizer

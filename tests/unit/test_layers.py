@@ -9,7 +9,7 @@ import step_ray
 
 PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
-    {"", "types", "errors", "progress", "runinfo", "kvcache", "loss", "report.charts"},
+    {"", "types", "errors", "data", "progress", "runinfo", "kvcache", "loss", "report.charts"},
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"envs.webshop", "envs.webshop.tables"},
@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"teacher_config", "config"},
     {"llm", "endpoint", "ratelimit", "gate", "desk", "openai_api"},
     {"callcache", "meter"},
-    {"envs.base", "report.results", "player", "train_faults", "resources"},
+    {"envs.base", "report.results", "player", "train_faults", "resources", "masking"},
     {"envs", "envs.alfworld.belief", "envs.alfworld.text", "envs.alfworld.goal"},
     {"envs.alfworld.usual", "envs.scienceworld.jvm"},
     {"envs.scienceworld.env", "envs.scienceworld.track"},
@@ -39,6 +39,12 @@ LAYERS: list[set[str]] = [
     {"teacher", "tasks", "student", "batching", "generation", "runfolder", "raysetup"},
     {"report.page", "rollout", "dataset", "learner", "agent_server"},
     {"report", "runner", "train_loop", "serve", "viewer", "play"},
+    {"data.flags", "data.files"},
+    {"data.chats", "replay"},
+    {"data.formats", "data.stats"},
+    {"data.agenttraj", "data.export"},
+    {"data.ingest"},
+    {"data.commands"},
     {"collect", "train", "serving"},
     {"evaluate", "pretrain", "summary"},
     {"stages"},
@@ -50,8 +56,10 @@ HEAVY = {"ray", "torch", "transformers", "tokenizers", "peft"}
 LIGHT = {
     *("", "types", "errors", "config", "react", "llm", "teacher", "rollout", "store", "tasks"),
     *("runner", "resources", "teacher_config", "endpoint", "spending", "ratelimit", "gate", "desk"),
-    *("callcache", "meter", "judging"),
+    *("callcache", "meter", "judging", "masking"),
     *("progress", "runinfo", "stats", "show", "runfolder", "pipeline", "stages", "summary", "cli"),
+    *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
+    *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
     *("report.charts", "envs", "envs.base"),
 }

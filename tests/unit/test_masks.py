@@ -9,7 +9,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from step_ray.config import DatasetConfig, Recipe
-from step_ray.dataset import NOTHING_TRAINED, TOO_LONG, build_examples
+from step_ray.dataset import build_examples
+from step_ray.masking import NOTHING_TRAINED, TOO_LONG
 from step_ray.render import Renderer
 from step_ray.student import CHAT_TEMPLATE
 from step_ray.types import Message, StepKind

@@ -1,0 +1,1 @@
+"""Tools for collected trajectories: counts, export, import. Light until one is used."""

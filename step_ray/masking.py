@@ -1,0 +1,46 @@
+"""Which trajectories are trained on, and which of their steps: the policy, without tokens.
+
+Takes records and the settings of the dataset and of an arm, gives yes, no or a reason. Training
+examples (dataset.py), exports and counts (data/) all ask here, so they cannot disagree.
+"""
+
+from step_ray.config import DatasetConfig, Recipe
+from step_ray.types import Step, StepKind, Trajectory
+
+NOT_SUCCESSFUL = "not successful"
+LOW_REWARD = "reward below min_reward"
+TOO_LONG = "longer than student.max_length"
+NOTHING_TRAINED = "nothing trained"
+
+
+def unwanted(trajectory: Trajectory, config: DatasetConfig) -> str | None:
+    """Why the filter drops a trajectory; None when it stays."""
+    if config.min_reward is not None:
+        return LOW_REWARD if trajectory.reward < config.min_reward else None
+    return NOT_SUCCESSFUL if config.keep == "success" and not trajectory.success else None
+
+
+def steps_in_text(
+    trajectory: Trajectory, recipe: Recipe, config: DatasetConfig
+) -> tuple[Step, ...]:
+    """The steps that the learner reads.
+
+    `error_steps: remove` (ablation) deletes error steps with their observations. What is left is
+    text of an episode that never happened: the correction answers an observation that it never saw.
+    """
+    if recipe.error_steps == "keep":
+        return trajectory.steps
+    faulty = _faulty_kinds(config)
+    return tuple(step for step in trajectory.steps if step.kind not in faulty)
+
+
+def is_trained(step: Step, recipe: Recipe, config: DatasetConfig) -> bool:
+    """Whether the learner is trained on a step (delta_i of STeP, arXiv 2505.20023)."""
+    if step.kind is StepKind.UNJUDGED:
+        return False
+    return not (recipe.mask_errors and step.kind in _faulty_kinds(config))
+
+
+def _faulty_kinds(config: DatasetConfig) -> frozenset[StepKind]:
+    suboptimal = {StepKind.SUBOPTIMAL} if config.mask_suboptimal else set()
+    return frozenset({StepKind.ERROR} | suboptimal)
