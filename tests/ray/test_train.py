@@ -102,6 +102,7 @@ def test_two_ddp_workers_train_the_same_weights_as_one(tmp_path, inputs, uninter
     assert seen[-1] == result.num_steps
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_happened(
     tmp_path, inputs, uninterrupted
 ):
