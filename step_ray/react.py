@@ -48,7 +48,8 @@ def parse_turn(text: str) -> Turn | None:
     match = _TURN.match(text)
     if match is None or _SECOND_ACTION.search(match["thought"] or ""):
         return None
-    return Turn(thought=(match["thought"] or "").strip(), action=match["action"].strip())
+    action = match["action"].strip()
+    return Turn(thought=(match["thought"] or "").strip(), action=action) if action else None
 
 
 def parse_turns(text: str) -> list[Turn] | None:

@@ -49,6 +49,7 @@ def test_a_thought_and_an_action_are_read(text, thought, action):
         "go to desk 1",
         "Thought: I go.",
         "Thought: I go.\nAction:",
+        "Thought: \nAction: ",
         "Thought: I go.\nAction: look\nMore text",
         "Action: look\nAction: go",
         "Thought: a\nAction: look\nAction: go",
