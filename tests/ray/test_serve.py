@@ -13,9 +13,10 @@ import torch
 from pydantic import ValidationError
 
 from step_ray.config import ScratchConfig, ServeConfig
+from step_ray.endpoint import check_endpoint
 from step_ray.errors import ConfigError, ContextLengthError, EndpointError
 from step_ray.generation import BatchGenerator, SamplingParams
-from step_ray.llm import OpenAIChat, check_endpoint
+from step_ray.llm import OpenAIChat
 from step_ray.render import Renderer
 from step_ray.serve import ServeArgs, build_app, deploy
 from step_ray.student import load_model, load_tokenizer, new_model, save_student, train_tokenizer
