@@ -12,6 +12,16 @@ from step_ray.env_config import Section
 from step_ray.spending import NOTHING, Spending
 
 
+def refuse_secret(url: str) -> str:
+    """A validator of addresses: they are written down and shown, so they hold no password."""
+    # not quoted: the message would show what must not be shown
+    if "@" in url.partition("://")[2].partition("/")[0] or "?" in url:
+        raise PydanticCustomError(
+            "secret_in_url", "an address with a password or a query; put the key in api_key_env"
+        )
+    return url
+
+
 class Price(Section):
     """What a model costs, in any one currency."""
 
@@ -114,12 +124,4 @@ class TeacherConfig(Section):
             raise ValueError("teacher.kind is 'llm': give teacher.base_url and teacher.model")
         return self
 
-    @field_validator("base_url")
-    @classmethod
-    def _address_holds_no_secret(cls, value: str) -> str:
-        # not quoted: the message would show what must not be shown
-        if "@" in value.partition("://")[2].partition("/")[0] or "?" in value:
-            raise PydanticCustomError(
-                "secret_in_url", "an address with a password or a query; put the key in api_key_env"
-            )
-        return value
+    _address = field_validator("base_url")(refuse_secret)
