@@ -3,13 +3,22 @@
 Takes plain values, gives a `TeacherConfig`. It opens no connection and reads no key.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from step_ray.env_config import Section
 from step_ray.spending import NOTHING, Spending
+
+TEACHER_ADDRESS: dict[str, Any] = {
+    **dict.fromkeys(("base_url", "api_key_env", "max_concurrency", "timeout_s"), True),
+    **dict.fromkeys(("try_timeout_s", "requests_per_minute", "tokens_per_minute"), True),
+    **dict.fromkeys(("cache", "cache_dir"), True),
+    "budget": {"at_limit"},
+}
+"""Where and how fast the teacher answers, and what of it is paid again; which model it is stays a
+setting."""
 
 
 def refuse_secret(url: str) -> str:
