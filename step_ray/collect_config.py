@@ -6,6 +6,7 @@ Takes plain values, gives a `CollectConfig`. It opens no connection and starts n
 from pydantic import Field, field_validator, model_validator
 
 from step_ray.env_config import Section
+from step_ray.labels import NodeLabels
 from step_ray.teacher_config import refuse_secret
 
 
@@ -30,7 +31,7 @@ class CollectConfig(Section):
     """Most rollout actors."""
     min_actors: int = Field(default=1, ge=1)
     """Rollout actors from the start; as many as `num_actors`: a pool of fixed size."""
-    node_labels: dict[str, str] = Field(default={})
+    node_labels: NodeLabels = Field(default={})
     """Rollout actors run on the nodes with these Ray labels only: label -> `value`, `!value`,
     `in(a,b)` or `!in(a,b)`. Empty: on any node."""
     endpoint: StudentEndpoint | None = None

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from step_ray.collect_config import CollectConfig, StudentEndpoint
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
+from step_ray.labels import NodeLabels
 from step_ray.teacher_config import Price, TeacherConfig
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -74,6 +75,8 @@ class TrainConfig(Section):
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPUs and torch threads of a worker."""
     use_gpu: bool = False
+    node_labels: NodeLabels = Field(default={})
+    """Workers run on the nodes with these Ray labels only; see `collect.node_labels`."""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     epochs: int = Field(default=3, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -153,6 +156,8 @@ class ServeConfig(Section):
     num_replicas: int = Field(default=1, ge=1)
     cpus_per_replica: float = Field(default=1.0, gt=0)
     gpus_per_replica: float = Field(default=0.0, ge=0)
+    node_labels: NodeLabels = Field(default={})
+    """Replicas run on the nodes with these Ray labels only; see `collect.node_labels`."""
     max_batch_size: int = Field(default=32, ge=1)
     """Requests generated together."""
     batch_wait_s: float = Field(default=0.01, ge=0)

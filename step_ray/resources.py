@@ -111,8 +111,9 @@ def _takes(node: Node, demand: Demand) -> bool:
 def _label_line(demand: Demand, nodes: Sequence[Node]) -> str:
     wanted = ", ".join(f"{label}: {value}" for label, value in demand.labels.items())
     found = sorted({node.labels.get(label, "none") for node in nodes for label in demand.labels})
+    section = demand.key.partition(".")[0]
     return (
-        f"collect.node_labels: no node of the cluster has {wanted} (there: {', '.join(found)});"
+        f"{section}.node_labels: no node of the cluster has {wanted} (there: {', '.join(found)});"
         " label nodes with `ray start --labels`, or mend the setting"
     )
 
@@ -131,7 +132,12 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
     serve = config.serve
     cpus = serve.cpus_per_replica if serve.engine == "transformers" else 0.0
     each = {"CPU": cpus, "GPU": serve.gpus_per_replica}
-    replicas = Demand(key="serve.num_replicas", count=serve.num_replicas, each=each)
+    replicas = Demand(
+        key="serve.num_replicas",
+        count=serve.num_replicas,
+        each=each,
+        labels=serve.node_labels,
+    )
     # a student behind an address takes nothing of this cluster
     is_serving_student = "collect" in stages and config.collect.endpoint is None
     plays_alone = "expert" in stages or ("collect" in stages and not is_serving_student)
@@ -150,7 +156,9 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
 
 def _workers(train: TrainConfig) -> Demand:
     each = {"CPU": float(train.cpus_per_worker), "GPU": float(train.use_gpu)}
-    return Demand(key="train.num_workers", count=train.num_workers, each=each)
+    return Demand(
+        key="train.num_workers", count=train.num_workers, each=each, labels=train.node_labels
+    )
 
 
 def _places(each: Amounts, node: Node) -> int:

@@ -106,6 +106,7 @@ def _options(args: ServeArgs) -> dict[str, Any]:
         "ray_actor_options": {
             "num_cpus": args.cpus_per_replica,
             "num_gpus": args.gpus_per_replica,
+            "label_selector": args.node_labels or None,
         },
         # One batch in work, and the next one waiting in the replica. With a limit: all that may
         # wait, and room for what is refused, for the replica itself refuses (agent_server.py).
@@ -144,6 +145,12 @@ def _build_vllm(args: ServeArgs) -> serve.Application:
         deployment_config={
             "num_replicas": args.num_replicas,
             "max_queued_requests": args.max_queued_requests,
+            # the engine's workers are bundles of a placement group, and one selector is for all
+            **(
+                {"placement_group_bundle_label_selector": [args.node_labels]}
+                if args.node_labels
+                else {}
+            ),
         },
     )
     return build_openai_app({"llm_configs": [config]})

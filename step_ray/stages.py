@@ -19,7 +19,7 @@ SPEED_ONLY = {
     "max_starts",
 }
 """Settings of `collect` that change how fast and with how many faults, not what."""
-TRAIN_SPEED_ONLY = {"cpus_per_worker", "checkpoint_every", "max_failures"}
+TRAIN_SPEED_ONLY = {"cpus_per_worker", "node_labels", "checkpoint_every", "max_failures"}
 """The same of `train`; not the number of workers: sums in another order differ."""
 
 

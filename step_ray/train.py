@@ -43,6 +43,7 @@ STATE_FILE = "train.json"
 RESUMABLE = {
     "num_workers",
     "use_gpu",
+    "node_labels",
     "strategy",
     "micro_batch_tokens",
     "gradient_checkpointing",
@@ -148,15 +149,10 @@ def _identity(job: TrainJob, name: str) -> dict[str, Any]:
 
 def _fit(job: TrainJob, name: str, cpus_per_worker: int) -> None:
     config = job.config
-    resources = {"CPU": cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config=job.model_dump(mode="json"),
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=config.use_gpu,
-            resources_per_worker=resources,
-        ),
+        scaling_config=scaling_config(config, cpus_per_worker),
         run_config=RunConfig(
             name=name,
             storage_path=str(job.work_dir),
@@ -169,6 +165,16 @@ def _fit(job: TrainJob, name: str, cpus_per_worker: int) -> None:
         trainer.fit()
     except TrainingFailedError as exc:
         raise _fault(exc, config.max_failures) from exc
+
+
+def scaling_config(config: TrainConfig, cpus: int) -> ScalingConfig:
+    """How many workers, what each takes, and on which nodes."""
+    return ScalingConfig(
+        num_workers=config.num_workers,
+        use_gpu=config.use_gpu,
+        resources_per_worker={"CPU": cpus, **({"GPU": 1} if config.use_gpu else {})},
+        label_selector=config.node_labels or None,
+    )
 
 
 def _fault(exc: TrainingFailedError, max_failures: int) -> StepRayError:

@@ -86,3 +86,28 @@ def test_a_local_cluster_has_the_cpus_that_it_is_given():
     assert local_nodes(RayConfig(num_cpus=7), with_gpus=False) == [
         Node(amounts={"CPU": 7, "GPU": 0})
     ]
+
+
+@pytest.mark.parametrize(
+    ("section", "stage"),
+    [("collect", "expert"), ("serve", "evaluate:base"), ("train", "train:base")],
+)
+def test_labels_that_no_node_has_are_named_with_those_there_are(section, stage):
+    nodes = [Node(amounts={"CPU": 8.0}, labels={"role": "other"})]
+    assert line(nodes, only=(stage,), **{section: {"node_labels": {"role": "mine"}}}) == (
+        f"{section}.node_labels: no node of the cluster has role: mine (there: other);"
+        " label nodes with `ray start --labels`, or mend the setting"
+    )
+
+
+def test_training_is_counted_on_the_nodes_with_its_labels_only():
+    nodes = [
+        Node(amounts={"CPU": 8.0}, labels={"role": "rollout"}),
+        Node(amounts={"CPU": 1.0}, labels={"role": "train"}),
+    ]
+    train = {"num_workers": 2, "node_labels": {"role": "train"}}
+    assert line(nodes, only=("train:base",), train=train) == (
+        "train.num_workers: 2 x (1 CPU on role: train) does not fit; the nodes with these labels"
+        " have 1 CPU, 0 GPU; lower it or use a larger cluster"
+    )
+    assert line(nodes, only=("train:base",), train={"num_workers": 2}) is None

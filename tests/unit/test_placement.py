@@ -1,0 +1,35 @@
+"""The label selectors of the config are in what Ray Train and Ray Serve are given."""
+
+import pytest
+from ray import serve
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from step_ray import train as train_module
+from step_ray.config import TrainConfig
+from step_ray.serve import ServeArgs, build_app
+
+
+def deployment(app):
+    assert isinstance(app, serve.Application)
+    return app._bound_deployment
+
+
+def test_replicas_carry_the_selector():
+    args = ServeArgs(model_dir="builtin:tiny-base", node_labels={"step-ray/role": "serve"})
+    options = deployment(build_app(args)).ray_actor_options
+    assert options["label_selector"] == {"step-ray/role": "serve"}
+
+
+def test_replicas_without_labels_run_anywhere():
+    options = deployment(build_app(ServeArgs(model_dir="builtin:tiny-base"))).ray_actor_options
+    assert options.get("label_selector") is None
+
+
+@pytest.mark.parametrize(("labels", "expected"), [({"r": "train"}, {"r": "train"}), ({}, None)])
+def test_workers_carry_the_selector(labels, expected):
+    scaling = train_module.scaling_config(TrainConfig(num_workers=2, node_labels=labels), cpus=3)
+    assert isinstance(scaling, ScalingConfig)
+    assert scaling.label_selector == expected
+    assert scaling.resources_per_worker == {"CPU": 3}
+    assert TorchTrainer(lambda: None, scaling_config=scaling).scaling_config is scaling
