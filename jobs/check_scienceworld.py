@@ -9,9 +9,8 @@ import argparse
 
 from step_ray.env_config import ScienceworldConfig
 from step_ray.envs.scienceworld import tables
-from step_ray.envs.scienceworld.content import content_fingerprint
+from step_ray.envs.scienceworld.content import overlap
 from step_ray.envs.scienceworld.jvm import shared_pool
-from step_ray.envs.scienceworld.tasks import list_tasks
 
 
 def main() -> None:
@@ -24,22 +23,11 @@ def main() -> None:
     section = ScienceworldConfig()
     world = shared_pool(section.heap_mb).lend()
     twins = held_out = 0
-    for task_type in args.types:
-        train, other = (
-            [
-                content_fingerprint(world, task, section.simplification)
-                for task in list_tasks([task_type], split, args.per_type)
-            ]
-            for split in ("train", args.split)
-        )
-        same = sum(fingerprint in set(train) for fingerprint in other)
-        repeated = len(train) - len(set(train))
-        twins, held_out = twins + same, held_out + len(other)
-        print(
-            f"{task_type}: {len(train)} train ({repeated} repeated), {len(other)} {args.split},",
-            end="",
-        )
-        print(f" {same} of these in train", flush=True)
+    for name in args.types:
+        found = overlap(world, name, args.split, args.per_type, section.simplification)
+        twins, held_out = twins + found.shared, held_out + found.held_out
+        counts = f"{found.train} train ({found.repeated} repeated), {found.held_out} {args.split}"
+        print(f"{name}: {counts}, {found.shared} of these in train", flush=True)
     print(f"{twins} of {held_out} {args.split} variations are in train")
 
 

@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python jobs/serve.py --config jobs/configs/demo.yaml
 
-The same as `step-ray serve CONFIG --set ray.address=auto`; further flags are passed on.
+The same as `step-ray serve CONFIG ray.address=auto`; overrides `a.b=c` and flags are passed on.
 """
 
 from step_ray.cli import run_as_job

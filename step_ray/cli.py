@@ -34,6 +34,9 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, s
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="override a key; repeatable")
 ]
+Assignments = Annotated[
+    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="overrides, as with --set")
+]
 Redo = Annotated[
     bool, typer.Option("--redo", help="make stages again whose settings changed (old: replaced/)")
 ]
@@ -46,6 +49,7 @@ Arm = Annotated[str, typer.Option("--arm", help="`base` or the name of an arm")]
 @app.command()
 def run(
     config: ConfigPath,
+    assignments: Assignments = None,
     overrides: Overrides = None,
     redo: Redo = False,
     retry_errors: RetryErrors = False,
@@ -55,7 +59,7 @@ def run(
     ] = False,
 ) -> None:
     """The whole line: every stage in order; done ones are skipped, a killed one goes on."""
-    resolved = _load(config, overrides, retry_errors)
+    resolved = _load(config, overrides, assignments, retry_errors)
     if dry_run:
         _print_plan(resolved)
         return
@@ -80,59 +84,72 @@ def _print_plan(config: RunConfig) -> None:
 @app.command()
 def expert(
     config: ConfigPath,
+    assignments: Assignments = None,
     overrides: Overrides = None,
     redo: Redo = False,
     retry_errors: RetryErrors = False,
 ) -> None:
     """Deal out the tasks and play the golden trajectories."""
-    _stages(_load(config, overrides, retry_errors), ("tasks", "expert"), redo)
+    _stages(_load(config, overrides, assignments, retry_errors), ("tasks", "expert"), redo)
 
 
 @app.command()
 def dataset(
-    config: ConfigPath, arm: Arm = "base", overrides: Overrides = None, redo: Redo = False
+    config: ConfigPath,
+    assignments: Assignments = None,
+    arm: Arm = "base",
+    overrides: Overrides = None,
+    redo: Redo = False,
 ) -> None:
     """Build the training examples of one model."""
-    _stages(load_config(config, overrides or ()), ("student", f"dataset:{arm}"), redo, arm)
+    _stages(_load(config, overrides, assignments), ("student", f"dataset:{arm}"), redo, arm)
 
 
 @app.command()
 def train(
-    config: ConfigPath, arm: Arm = "base", overrides: Overrides = None, redo: Redo = False
+    config: ConfigPath,
+    assignments: Assignments = None,
+    arm: Arm = "base",
+    overrides: Overrides = None,
+    redo: Redo = False,
 ) -> None:
     """Train one model on its examples."""
-    _stages(load_config(config, overrides or ()), (f"train:{arm}",), redo, arm)
+    _stages(_load(config, overrides, assignments), (f"train:{arm}",), redo, arm)
 
 
 @app.command()
 def collect(
     config: ConfigPath,
+    assignments: Assignments = None,
     overrides: Overrides = None,
     redo: Redo = False,
     retry_errors: RetryErrors = False,
 ) -> None:
     """Let the base agent act under the teacher."""
-    _stages(_load(config, overrides, retry_errors), ("collect",), redo)
+    _stages(_load(config, overrides, assignments, retry_errors), ("collect",), redo)
 
 
 @app.command()
 def evaluate(
     config: ConfigPath,
+    assignments: Assignments = None,
     arm: Arm = "step",
     overrides: Overrides = None,
     redo: Redo = False,
     retry_errors: RetryErrors = False,
 ) -> None:
     """Serve one model and let it play the held-out tasks."""
-    _stages(_load(config, overrides, retry_errors), (f"evaluate:{arm}",), redo, arm)
+    _stages(_load(config, overrides, assignments, retry_errors), (f"evaluate:{arm}",), redo, arm)
 
 
 @app.command()
-def report(config: ConfigPath, overrides: Overrides = None) -> None:
+def report(
+    config: ConfigPath, assignments: Assignments = None, overrides: Overrides = None
+) -> None:
     """Write the report from what the run folder has; what is missing is shown as not run."""
     from step_ray.summary import write_run_report
 
-    resolved = load_config(config, overrides or ())
+    resolved = _load(config, overrides, assignments)
     if not (resolved.run_dir / "run.json").is_file():
         raise ConfigError(
             f"name: there is no run in {str(resolved.run_dir)!r}; start it with `step-ray run`"
@@ -143,6 +160,7 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def serve(
     config: ConfigPath,
+    assignments: Assignments = None,
     arm: Arm = "step",
     overrides: Overrides = None,
     model_dir: Annotated[
@@ -152,7 +170,7 @@ def serve(
     """Serve a model with the OpenAI chat API until Ctrl-C."""
     from step_ray.serving import serve_forever
 
-    resolved = load_config(config, overrides or ())
+    resolved = _load(config, overrides, assignments)
     folder = model_dir or str((resolved.run_dir / "models" / arm).resolve())
     serve_forever(resolved, folder, arm if model_dir is None else Path(model_dir).name)
 
@@ -214,10 +232,15 @@ def version() -> None:
     print(__version__)
 
 
-def _load(config: Path, overrides: list[str] | None, retry_errors: bool) -> RunConfig:
-    """The config with its overrides and what the flag stands for."""
+def _load(
+    config: Path,
+    overrides: list[str] | None,
+    assignments: list[str] | None,
+    retry_errors: bool = False,
+) -> RunConfig:
+    """The config with its overrides, later ones win, and what the flag stands for."""
     flag = ["collect.retry_errors=true"] if retry_errors else []
-    return load_config(config, [*(overrides or ()), *flag])
+    return load_config(config, [*(overrides or ()), *(assignments or ()), *flag])
 
 
 def _stages(
@@ -232,8 +255,11 @@ def _stages(
 
 
 def run_as_job(command: str) -> None:
-    """What the scripts in jobs/ call: `--config FILE`, then the command's own flags."""
-    parser = argparse.ArgumentParser(description=f"step-ray {command} on the cluster of this job")
+    """What the scripts in jobs/ call: `--config FILE`, overrides `a.b=c`, the command's flags."""
+    parser = argparse.ArgumentParser(
+        description=f"step-ray {command} on the cluster of this job; see step-ray {command} --help",
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", required=True, help="YAML file, see jobs/configs")
     known, rest = parser.parse_known_args()
     sys.argv = ["step-ray", command, known.config, "--set", "ray.address=auto", *rest]

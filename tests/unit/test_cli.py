@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from step_ray import __version__
+from step_ray.cli import run_as_job
 from step_ray.config import ScratchConfig, load_config
 from step_ray.envs.alfworld.env import AlfworldEnv
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
@@ -325,3 +326,44 @@ def test_every_job_runs_a_command_of_the_command_line():
     }
     assert called
     assert called <= commands
+
+
+# Overrides, and the scripts of jobs/
+
+
+def test_overrides_come_bare_or_with_set_and_the_bare_ones_win(step_ray, config):
+    call = ("run", config(), "train.epochs=8", "--set", "train.epochs=9", "seed=5", "--dry-run")
+    _, out, _ = step_ray(*call)
+    plan = yaml.safe_load(out.partition("\nstage ")[0])
+    assert (plan["train"]["epochs"], plan["seed"]) == (8, 5)
+
+
+@pytest.mark.parametrize("command", ["run", "expert", "collect", "report"])
+def test_a_bare_word_that_is_no_override(step_ray, config, command):
+    assert refusal(step_ray(command, config(), "demo")) == (
+        "override: 'demo' is not of the form a.b=value"
+    )
+
+
+def test_a_job_passes_overrides_and_flags_on_and_uses_its_own_cluster(
+    step_ray, config, monkeypatch, capsys
+):
+    path = str(config())
+    monkeypatch.setattr(
+        sys, "argv", ["pipeline.py", "--config", path, "seed=5", "--dry-run", "--set", "name=s"]
+    )
+    with pytest.raises(SystemExit) as caught:
+        run_as_job("run")
+    plan = yaml.safe_load(capsys.readouterr().out.partition("\nstage ")[0])
+    assert not caught.value.code
+    assert (plan["seed"], plan["name"], plan["ray"]["address"]) == (5, "s", "auto")
+
+
+def test_every_stage_has_a_job():
+    called = {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    assert called >= {"expert", "dataset", "train", "collect", "evaluate", "report", "serve"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_a_job_is_short_because_the_library_does_the_work(path):
+    assert len(path.read_text().splitlines()) <= 40

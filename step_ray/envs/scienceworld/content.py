@@ -6,10 +6,12 @@ game under two numbers. It plays nothing.
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from step_ray.envs.scienceworld.env import check_range, which
 from step_ray.envs.scienceworld.jvm import World
+from step_ray.envs.scienceworld.tasks import list_tasks
 from step_ray.types import Task
 
 ALL = ""
@@ -38,3 +40,42 @@ def _canonical(node: dict[str, Any]) -> str:
     own = {key: value for key, value in node.items() if key not in ("uuid", "contents")}
     inside = sorted(_canonical(child) for child in node["contents"].values())
     return json.dumps(own, sort_keys=True) + "{" + ";".join(inside) + "}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Variations of one task type in training and in a held-out split."""
+
+    train: int
+    repeated: int
+    """Training variations that are another one under a second number."""
+    held_out: int
+    shared: int
+    """Held-out variations that are in training under another number."""
+
+
+def overlap(
+    world: World, task_type: str, split: str, per_type: int | None, simplification: str
+) -> Overlap:
+    """Compare a task type's variations of the training split and of another one.
+
+    Args:
+        world: a lent world.
+        task_type: as in `tables.TASK_TYPES`.
+        split: dev or test.
+        per_type: only the first so many of each split; None: all.
+        simplification: as in the configuration.
+    """
+    train, other = (
+        [
+            content_fingerprint(world, task, simplification)
+            for task in list_tasks([task_type], name, per_type)
+        ]
+        for name in ("train", split)
+    )
+    return Overlap(
+        train=len(train),
+        repeated=len(train) - len(set(train)),
+        held_out=len(other),
+        shared=sum(fingerprint in set(train) for fingerprint in other),
+    )
