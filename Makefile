@@ -11,7 +11,13 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 OFFICIAL ?= .venv-official
 OFFICIAL_STAMP := $(OFFICIAL)/.installed
 
-.PHONY: demo test test-slow test-official lint install clean
+# KubeRay's own schemas, against which tests check the manifests in cluster/kuberay.
+KUBERAY_VERSION ?= v1.7.0
+KUBERAY_CRDS ?= .crds
+export KUBERAY_CRDS
+CRD_URL := https://raw.githubusercontent.com/ray-project/kuberay/$(KUBERAY_VERSION)/helm-chart/kuberay-operator/crds
+
+.PHONY: demo test test-slow test-official lint install crds clean
 
 install: $(STAMP)
 
@@ -44,5 +50,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+crds:
+	mkdir -p $(KUBERAY_CRDS)
+	for kind in rayclusters rayjobs rayservices; do \
+	    curl -fsSL $(CRD_URL)/ray.io_$$kind.yaml -o $(KUBERAY_CRDS)/ray.io_$$kind.yaml || exit 1; done
+
 clean:
-	rm -rf $(VENV) $(OFFICIAL) build *.egg-info
+	rm -rf $(VENV) $(OFFICIAL) .crds build *.egg-info

@@ -227,6 +227,22 @@ def _typed_lines() -> Iterator[str]:
 
 
 @app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="look at all that this run needs, too")
+    ] = None,
+    assignments: Assignments = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look at packages, engines, GPUs, storage, keys, endpoints, the cluster; say what to do."""
+    from step_ray.doctor import report as tell_findings
+
+    resolved = _load(config, overrides, assignments) if config else None
+    if not tell_findings(resolved, lambda line: print(line, flush=True)):
+        raise typer.Exit(1)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(__version__)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from step_ray.collect_config import CollectConfig, StudentEndpoint
 from step_ray.env_config import EnvConfig, Section
@@ -34,6 +34,9 @@ class RayConfig(Section):
     """Logical CPUs of a local cluster; default: at least 4, so that readers and actors fit."""
     object_store_mb: int = Field(default=300, ge=80)
     """Object store of a local cluster, MiB."""
+    log_format: Literal["text", "json"] = "text"
+    """`json`: progress and Ray's logs of all workers, one JSON object a line, with the ids of run,
+    stage, task and episode."""
 
 
 class ScratchConfig(Section):
@@ -210,6 +213,16 @@ class RunConfig(Section):
     """Trained and evaluated next to the base agent, in this order."""
     serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("output_dir")
+    @classmethod
+    def _output_is_a_folder(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(
+                "runs lie in a folder, because files are locked and renamed there; mount a shared"
+                " file system (NFS, a ReadWriteMany volume) instead of a bucket"
+            )
+        return value
 
     @model_validator(mode="after")
     def _budget_has_a_price(self) -> "RunConfig":

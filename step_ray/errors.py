@@ -44,6 +44,12 @@ class EndpointError(StepRayError):
     exit_code = 2
 
 
+class ClusterError(StepRayError):
+    """A Ray cluster cannot be joined, or its nodes do not fit together for a run."""
+
+    exit_code = 2
+
+
 class EnvError(StepRayError):
     """A text environment failed while resetting or stepping."""
 

@@ -14,6 +14,7 @@ import yaml
 from step_ray.config import RunConfig
 from step_ray.endpoint import NO_KEY, check_chat, check_endpoint
 from step_ray.errors import ConfigError, RunStateError, StepRayError
+from step_ray.nodes import check_folder, check_nodes
 from step_ray.progress import Reporter
 from step_ray.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
 from step_ray.runfolder import FINISHED, STARTED, UNFINISHED, Change, RunFolder
@@ -157,11 +158,14 @@ def run(
         return
     _refuse_missing_needs(folder, chosen)
     # before the lock, which is a file: a wrong input leaves none
+    check_folder(config.run_dir)
     for check in preflight(config, todo, ask=True):
         if check.error:
             raise check.error
     with folder.locked(), connected(config.ray):
         _cluster_resources(config, todo, reporter)
+        if config.ray.address != "local":
+            check_nodes(config.run_dir)
         _write_run_files(config)
         context = StageContext(config, reporter)
         try:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from step_ray.config import RayConfig
 from step_ray.errors import StepRayError, boundary
+from step_ray.joining import GCS_ENVIRONMENT, check_cluster
 from step_ray.resources import logical_cpus
 
 ENVIRONMENT = {
@@ -44,16 +45,21 @@ def connected(config: RayConfig | None = None) -> Iterator[None]:
 
     Settings that the user has already exported are respected. If Ray is connected already, it is
     used and left alone.
+
+    Raises:
+        ClusterError: no cluster at the address, a wrong token, other versions; within 30 s.
     """
     config = config or RayConfig()
     local = config.address == "local"
-    for name, value in {**ENVIRONMENT, **(LOCAL_ENVIRONMENT if local else {})}.items():
+    for name, value in {**ENVIRONMENT, **(LOCAL_ENVIRONMENT if local else GCS_ENVIRONMENT)}.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
+    if not local:
+        check_cluster(config.address)
     with boundary(
         StepRayError, f"ray.address: {config.address!r}: Ray cannot be started or joined"
     ):

@@ -19,7 +19,7 @@ def run_info() -> dict[str, Any]:
     return {
         "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "git_revision": git_revision(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "machine": machine(),
     }
 
@@ -41,8 +41,9 @@ def _git(folder: Path, *args: str) -> str:
     return done.stdout.strip()
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Python and the packages that results depend on; what is not installed is left out."""
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

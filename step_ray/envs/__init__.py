@@ -27,6 +27,15 @@ def make_env(name: str, **options: object) -> "TextEnv":
     return env
 
 
+def load_env(name: str) -> None:
+    """Load an environment's code, to see that its packages are there.
+
+    Raises:
+        ConfigError: no environment has that name, or it is not installed.
+    """
+    _registered(REGISTRY, name)
+
+
 SOURCES: dict[str, str] = {
     "alfworld": "step_ray.envs.alfworld.tasks",
     "scienceworld": "step_ray.envs.scienceworld.tasks",

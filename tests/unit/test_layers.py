@@ -41,7 +41,8 @@ LAYERS: list[set[str]] = [
     {"envs.alfworld.judge", "envs.alfworld.official", "envs.alfworld.generator"},
     {"envs.alfworld.env", "envs.alfworld.tasks", "envs.alfworld.explorer", "envs.alfworld.parity"},
     {"judging"},
-    {"teacher", "tasks", "student", "batching", "generation", "runfolder", "raysetup"},
+    {"teacher", "tasks", "student", "batching", "generation", "runfolder", "joining", "nodes"},
+    {"raysetup"},
     {"report.page", "rollout", "dataset", "learner", "agent_server"},
     {"report", "runner", "train_loop", "serve", "viewer", "play", "claim"},
     {"data.flags", "data.files"},
@@ -55,6 +56,7 @@ LAYERS: list[set[str]] = [
     {"evaluate", "pretrain", "summary", "listplay"},
     {"stages"},
     {"pipeline"},
+    {"doctor"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
@@ -67,7 +69,16 @@ LIGHT = {
     *("progress", "runinfo", "stats", "show", "runfolder", "pipeline", "stages", "summary", "cli"),
     *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
     *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
-    *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
+    *(
+        "joining",
+        "nodes",
+        "raysetup",
+        "serving",
+        "viewer",
+        "report",
+        "report.page",
+        "report.results",
+    ),
     *("report.charts", "envs", "envs.base"),
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
