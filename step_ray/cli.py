@@ -18,6 +18,7 @@ from step_ray.config import RunConfig, load_config
 from step_ray.data.commands import app as data_app
 from step_ray.data.commands import replay
 from step_ray.errors import ConfigError, StepRayError
+from step_ray.logs import reporter_for, tell_error
 
 app = typer.Typer(
     help="STeP: LLM agents trained on self-reflected trajectories with partial masking, on Ray.",
@@ -263,11 +264,10 @@ def _stages(
     config: RunConfig, only: Sequence[str] | None, redo: bool, arm: str | None = None
 ) -> None:
     from step_ray.pipeline import run as run_stages
-    from step_ray.progress import Reporter
 
     if arm is not None and arm != "base" and arm not in config.arms:
         raise ConfigError(f"--arm: {arm!r} is not an arm; use one of {['base', *config.arms]}")
-    run_stages(config, Reporter(), only=only, redo=redo)
+    run_stages(config, reporter_for(config), only=only, redo=redo)
 
 
 def run_as_job(command: str) -> None:
@@ -290,7 +290,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except StepRayError as exc:
-        print(f"step-ray: {exc}", file=sys.stderr)
+        tell_error(str(exc))
         sys.exit(exc.exit_code)
     except SystemExit as exc:
         if exc.code == INTERRUPTED:

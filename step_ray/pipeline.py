@@ -264,6 +264,7 @@ def _run_stage(folder: RunFolder, stage: Stage, context: StageContext, redo: boo
     verb = "go on" if status == STARTED else "start"
     context.reporter.line(f"[bold]{verb:<7}[/] [bold]{stage.name}[/]")
     folder.begin(stage.name, settings)
+    context.reporter.stage = stage.name
     started = time.monotonic()
     summary = stage.run(context)
     seconds = time.monotonic() - started

@@ -17,6 +17,9 @@ PLAIN_EVERY_S = 5.0
 class Reporter:
     """Shows what the run is doing."""
 
+    stage = ""
+    """Name of the stage that runs."""
+
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._started = time.monotonic()

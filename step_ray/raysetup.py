@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from step_ray.config import RayConfig
 from step_ray.errors import StepRayError, boundary
@@ -21,7 +22,6 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TQDM": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
     # Ray registers a checkpoint when it polls its workers; sooner means less lost to a kill.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "TOKENIZERS_PARALLELISM": "false",
@@ -35,6 +35,8 @@ LOCAL_ENVIRONMENT = {
     # A private cluster on localhost without a dashboard has no port worth a token; with the default
     # Ray would write ~/.ray/auth_token.
     "RAY_AUTH_MODE": "disabled",
+    # Nobody scrapes it either.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_worker_maximum_startup_concurrency": str(max(STARTUP_CONCURRENCY, os.cpu_count() or 1)),
 }
 
@@ -76,7 +78,7 @@ def _init(config: RayConfig, local: bool) -> None:
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not local:
-        ray.init(address=config.address, log_to_driver=False)
+        ray.init(address=config.address, log_to_driver=False, logging_config=_logging(config))
         return
     ray.init(
         address="local",
@@ -86,4 +88,12 @@ def _init(config: RayConfig, local: bool) -> None:
         log_to_driver=False,
         configure_logging=True,
         logging_level="WARNING",
+        logging_config=_logging(config),
     )
+
+
+def _logging(config: RayConfig) -> Any:
+    """How workers log; None: as Ray does by itself."""
+    import ray
+
+    return ray.LoggingConfig(encoding="JSON") if config.log_format == "json" else None

@@ -6,6 +6,7 @@ the trajectory as JSON. It writes no files and knows nothing of Ray Data's plan 
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from step_ray.tasks import TASK_SCHEMA, task_from_row
 from step_ray.teacher import ExpertStudent, LLMTeacher, OracleTeacher, Teacher
 from step_ray.teacher_config import TEACHER_ADDRESS, Price, TeacherConfig
 from step_ray.types import Source, Step, StopReason, Task, Trajectory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,8 @@ class EpisodePlan:
     retry_errors: bool = False
     max_starts: int = 5
     """These four: see `CollectConfig`."""
+    run: str = ""
+    """Name of the run, for logs."""
     job_seed: int = 0
     """Seed of the run; part of the identity, because generated tasks follow from it."""
     prices: Mapping[str, Price] = field(default_factory=dict)
@@ -154,6 +159,7 @@ class EpisodePlan:
             errors_judged_after=collect.errors_judged_after,
             retry_errors=collect.retry_errors,
             max_starts=collect.max_starts,
+            run=config.name,
             job_seed=config.seed,
             prices=config.prices,
             cache_dir=_cache_dir(config),
@@ -185,6 +191,20 @@ def _cache_dir(config: RunConfig) -> str | None:
         return None
     shared = expand_path("teacher.cache_dir", teacher.cache_dir) if teacher.cache_dir else None
     return str((shared or config.run_dir / "cache" / "teacher").resolve())
+
+
+def _log(plan: EpisodePlan, trajectory: Trajectory) -> None:
+    """A line in the log of this worker, which Ray keeps on its node."""
+    ids = {
+        "run": plan.run,
+        "task": trajectory.task.task_id,
+        "episode": trajectory.trajectory_id,
+        "stop_reason": trajectory.stop_reason.value,
+    }
+    level = logging.WARNING if trajectory.error else logging.INFO
+    told = f": {trajectory.error}" if trajectory.error else ""
+    message = f"{plan.source.value} episode of {len(trajectory.steps)} steps ended{told}"
+    logger.log(level, message, extra=ids)
 
 
 class EpisodeRunner:
@@ -253,6 +273,8 @@ class EpisodeRunner:
             # a raised error would drop the sibling episodes of this actor, so it becomes a row
             line = (str(exc).splitlines() or [""])[0]
             trajectory = _failed(task, self._plan, seed, f"{type(exc).__name__}: {line}")
+        if trajectory is not None:
+            _log(self._plan, trajectory)
         record = json.dumps(to_row(trajectory), ensure_ascii=False) if trajectory else ""
         refusal = next((client.refusal for client in self._clients if client.refusal), "")
         return {"trajectory_id": name, "record": record, "refusal": refusal}
