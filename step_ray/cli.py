@@ -243,6 +243,16 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command("spot-watch")
+def spot_watch(
+    cloud: Annotated[str, typer.Option("--cloud", help="whose machine this is: aws, gcp")],
+) -> None:
+    """On a spot machine of a cluster: wait for its notice, then drain its Ray node."""
+    from step_ray.spot import watch
+
+    watch(cloud, lambda line: print(line, flush=True))
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

@@ -71,7 +71,7 @@ def _connect(address: str, host_port: str) -> None:
 
 
 def _gcs_client(address: str, host_port: str) -> Any:
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError, RpcError
 
     try:
@@ -87,12 +87,13 @@ def _gcs_client(address: str, host_port: str) -> Any:
 
 def token_fault() -> str:
     """What is wrong with this process's token, seen that a cluster has refused it."""
-    from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
+    from ray import _raylet
 
+    raylet: Any = _raylet  # compiled, so that type checkers do not see into it
     sources = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
-    if get_authentication_mode() != AuthenticationMode.TOKEN:
+    if raylet.get_authentication_mode() != raylet.AuthenticationMode.TOKEN:
         return f"the cluster wants a token; export RAY_AUTH_MODE=token and give it in {sources}"
-    if not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+    if not raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         return f"the cluster wants a token and there is none in {sources}"
     return f"the cluster refuses the token of this process; mend it in {sources}"
 
