@@ -6,6 +6,7 @@ itself forbids scripts and requests, because observations and answers of models 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,11 +14,13 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from step_ray.report import charts
+from step_ray.report.cost import collection_cost
 from step_ray.report.results import (
     BASE,
     NOT_RUN,
     ReportInputs,
     ResultRow,
+    costs,
     count,
     difference,
     plain,
@@ -59,6 +62,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             chart_log=charts.loss_chart(inputs.training, log_y=True),
             chart_linear=charts.loss_chart(inputs.training, log_y=False),
             collection=collection_summary(inputs.collection, confidence),
+            spending=spending_facts(inputs.collection_state),
             datasets=inputs.datasets,
             dataset_lines=dataset_lines(inputs.datasets),
             costs=cost_lines(inputs),
@@ -126,35 +130,9 @@ def _labelled(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cost_lines(inputs: ReportInputs) -> Lines:
-    """Per arm: trained trajectories and tokens (one epoch), teacher calls and tokens, env steps.
-
-    An arm with self-reflected data pays for the whole collection, dropped episodes included; the
-    others pay nothing for it. What playing the golden trajectories cost is not counted.
-    """
-    arms = {BASE: {}, **inputs.config.get("arms", {})}
-    lines: Lines = []
-    for arm in dict.fromkeys([*arms, *inputs.datasets]):
-        data = inputs.datasets.get(arm, {})
-        if arm not in arms:
-            paid: list[int | None] = [None, None, None]
-        elif arms[arm].get("self_reflected", False):
-            paid = _collection_cost(inputs.collection)
-        else:
-            paid = [0, 0, 0]
-        lines.append((arm, [data.get("num_examples"), data.get("num_trained_tokens"), *paid]))
-    return lines
-
-
-def _collection_cost(collection: Sequence[Trajectory]) -> list[int | None]:
-    """Teacher calls, teacher tokens (prompt and answer) and environment steps."""
-    if not collection:
-        return [None, None, None]
-    usages = [trajectory.usage for trajectory in collection]
-    return [
-        sum(usage.teacher_calls for usage in usages),
-        sum(usage.teacher_prompt_tokens + usage.teacher_completion_tokens for usage in usages),
-        sum(usage.env_steps for usage in usages),
-    ]
+    """Per arm, see cost.ArmCost: data of one epoch, teacher calls and tokens, money, env steps."""
+    arms = dict.fromkeys([BASE, *inputs.config.get("arms", {}), *inputs.datasets])
+    return [(arm, list(asdict(costs(inputs, arm)).values())) for arm in arms]
 
 
 def collection_summary(
@@ -167,15 +145,17 @@ def collection_summary(
     verdicts = [step.verdict for step in steps if step.verdict]
     faults = [v.error_type or "(none)" for v in verdicts if v.label is not VerdictLabel.GOOD]
     corrections = [_num_corrections(trajectory) for trajectory in collection]
-    calls, tokens, env_steps = _collection_cost(collection)
+    cost = collection_cost(collection)
     return {
         "facts": [
             ("episodes", count(len(collection))),
             ("successful", count(sum(trajectory.success for trajectory in collection))),
             ("success rate, %", " ".join(rate(success_interval(collection, confidence)))),
-            ("environment steps", count(env_steps)),
-            ("teacher calls", count(calls)),
-            ("teacher tokens", count(tokens)),
+            ("environment steps", count(cost.env_steps)),
+            ("teacher calls", count(cost.teacher_calls)),
+            ("teacher tokens", count(cost.teacher_tokens)),
+            ("replies from the cache", count(cost.teacher_cached_calls)),
+            ("money", count(cost.money)),
             ("corrections", count(sum(corrections))),
             ("per episode", f"{sum(corrections) / len(collection):.2f}"),
         ],
@@ -186,6 +166,24 @@ def collection_summary(
             ("Episodes by number of corrections", sorted(Counter(corrections).items())),
         ],
     }
+
+
+def spending_facts(state: Mapping[str, Any]) -> list[str]:
+    """Sentences on what the collection has spent in all, and on what it left undone."""
+    summary = state.get("summary", {})
+    if "spent_calls" not in summary:
+        return []
+    spent = ", ".join(
+        f"{count(summary[f'spent_{name}'])} {name}" for name in ("calls", "tokens", "money")
+    )
+    limits = ", ".join(f"{count(limit)} {name}" for name, limit in state.get("budget", {}).items())
+    lines = [
+        f"Spent on the teacher in all, episodes that were lost or played again included: {spent}"
+        + (f"; budget: {limits}." if limits else "; no budget.")
+    ]
+    if summary.get("unfinished"):
+        lines.append(f"Not all of it was played: {summary['unfinished']}.")
+    return lines
 
 
 def _num_corrections(trajectory: Trajectory) -> int:

@@ -20,7 +20,15 @@ LAYERS: list[set[str]] = [
     {"callcache", "meter"},
     {"failures", "shardwriter", "tally"},
     {"metrics"},
-    {"envs.base", "report.results", "player", "train_faults", "resources", "masking"},
+    {
+        "envs.base",
+        "report.results",
+        "report.cost",
+        "player",
+        "train_faults",
+        "resources",
+        "masking",
+    },
     {"envs", "envs.alfworld.belief", "envs.alfworld.text", "envs.alfworld.goal"},
     {"envs.alfworld.usual", "envs.scienceworld.jvm"},
     {"envs.scienceworld.env", "envs.scienceworld.track"},
@@ -64,7 +72,7 @@ LIGHT = {
     *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
     *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
-    *("report.charts", "envs", "envs.base"),
+    *("report.charts", "report.cost", "envs", "envs.base"),
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
 
