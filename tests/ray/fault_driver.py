@@ -9,8 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-from faulty_endpoint import TRY_TIMEOUT_S
-
 from step_ray.collect import run_episodes
 from step_ray.rollout import EpisodeSettings
 from step_ray.runner import Address, EpisodePlan
@@ -23,12 +21,12 @@ CONCURRENCY = 8
 ROWS_PER_SHARD = 4
 
 
-def make_plan(url, **changes):
-    """Two actors; episodes of three turns."""
+def make_plan(url, try_timeout_s=60.0, **changes):
+    """Two actors; episodes of three turns. On a busy machine nothing healthy takes a minute."""
     teacher = TeacherConfig(
         **{"kind": "llm", "base_url": url, "model": "teacher", "max_corrections": 1},
         **{"api_key_env": "STEP_RAY_TEST_KEY", "cache": False, "max_concurrency": 64},
-        **{"timeout_s": 60, "try_timeout_s": TRY_TIMEOUT_S},
+        **{"timeout_s": 60, "try_timeout_s": try_timeout_s},
     )
     plan = EpisodePlan(
         source=Source.SELF_REFLECTED,
@@ -42,7 +40,7 @@ def make_plan(url, **changes):
         min_actors=2,
         episodes_per_actor=CONCURRENCY,
         rows_per_shard=ROWS_PER_SHARD,
-        try_timeout_s=TRY_TIMEOUT_S,
+        try_timeout_s=try_timeout_s,
     )
     return dataclasses.replace(plan, **changes)
 

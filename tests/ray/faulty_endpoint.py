@@ -71,8 +71,8 @@ class FaultyEndpoint:
         try:
             while await self._request(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # nobody listens any more
         finally:
             writer.close()
 
