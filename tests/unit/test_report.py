@@ -159,10 +159,16 @@ def test_script_in_an_observation_stays_text(tmp_path):
     assert attack in page.text
 
 
+# what "Thought: " holds itself is found there, and not where the reflection stands
+TEXTS = st.text(
+    st.sampled_from("<>&\"'/=a \n{}%") | st.characters(), min_size=1, max_size=40
+).filter(lambda text: text not in "Thought: ")
+
+
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.text(st.sampled_from("<>&\"'/=a \n{}%") | st.characters(), min_size=1, max_size=40))
+@given(TEXTS)
 def test_untrusted_text_adds_no_tags(tmp_path, text):
     def inputs(text: str) -> ReportInputs:
         step = make_report("step", 4)
