@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from test_failures import episode
 
+from step_ray.progress import plain_wait_s
 from step_ray.tally import Tally, duration
 from step_ray.types import Author, Step, StepKind, StopReason, Usage
 
@@ -70,3 +71,8 @@ def test_without_a_teacher_tokens_or_prices_the_line_is_short():
 )
 def test_a_time_to_wait_is_short(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(("elapsed", "wait"), [(0, 5), (250, 5), (1000, 20), (10**5, 60)])
+def test_a_long_run_prints_fewer_lines(elapsed, wait):
+    assert plain_wait_s(elapsed) == wait
