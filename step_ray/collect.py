@@ -1,41 +1,44 @@
 """The Ray Data job behind golden play, collection and evaluation: tasks -> trajectories.
 
-Takes a list of tasks and an `EpisodePlan`, gives Parquet shards in a folder and an
-`EpisodesSummary`. One row is one episode; every failure is a row; a restart plays only what is
-missing, ended by an error, or ended by a budget that has some left now. It trains and judges
-nothing itself.
+Takes tasks and an `EpisodePlan`, gives Parquet shards in a folder and an `EpisodesSummary`. One row
+is one episode; every failure is a row; a restart plays only what is missing, ended by an error, or
+ended by a budget that has some left now. Of an episode that is on disk the driver keeps the id
+only. It trains and judges nothing itself.
 """
 
 import json
 import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from step_ray.compact import Compactor
 from step_ray.config import CollectConfig
 from step_ray.desk import TeacherDesk, read_ledger
 from step_ray.envs.base import Row, RowMapper
-from step_ray.errors import ConfigError, EpisodesError
+from step_ray.errors import ConfigError
+from step_ray.records import from_row
 from step_ray.rollout import trajectory_id
 from step_ray.runner import EpisodePlan, EpisodeRunner
 from step_ray.spending import Spending, teacher_spending
 from step_ray.store import (
-    completed_ids,
-    from_row,
-    read_trajectories,
-    read_usages,
+    Outcome,
+    finished_ids,
+    iter_outcomes,
+    total_usage,
+    write_rows,
     write_shard,
-    write_table,
 )
+from step_ray.tally import EpisodesSummary, Tally
 from step_ray.tasks import TASK_SCHEMA
 from step_ray.teacher_config import TeacherConfig
 from step_ray.types import ERROR_STOPS, StopReason, Task, Trajectory
@@ -47,62 +50,18 @@ FLUSH_S = 10.0
 """Finished episodes wait at most this long for a full shard."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodesSummary:
-    """What a stage of episodes has on disk at its end."""
-
-    num_episodes: int
-    num_resumed: int
-    """Episodes that were already there."""
-    num_success: int
-    num_errors: int
-    stop_reasons: dict[str, int]
-    num_steps: int
-    teacher_calls: int
-    teacher_tokens: int
-    retries: int
-    seconds: float
-    num_not_started: int = 0
-    """Episodes that were asked for and that the teacher's budget let not begin."""
-    teacher_cached_calls: int = 0
-    """Replies that were read from the cache; not among `teacher_calls`."""
-    teacher_unstructured_calls: int = 0
-    """Of `teacher_calls`: without a schema, because the endpoint refuses one."""
-    cache_faults: int = 0
-    """Entries of the cache that could not be read or written."""
-    teacher_cost: float = 0.0
-    student_cost: float = 0.0
-    """Money, by the price table, of the episodes that count."""
-    spent_calls: int = 0
-    spent_tokens: int = 0
-    spent_money: float = 0.0
-    """Paid to the teacher so far, for episodes that were lost or played again too."""
-
-    def notices(self) -> list[str]:
-        """What somebody who waits for a collection must not overlook."""
-        lines = {
-            "episodes did not begin, because the teacher's budget is spent; raise teacher.budget"
-            " and the same command goes on": self.num_not_started,
-            "teacher calls went without a schema: the endpoint has no response_format"
-            " json_schema": self.teacher_unstructured_calls,
-            "entries of the teacher's cache could not be read or written": self.cache_faults,
-            "teacher replies came from the cache": self.teacher_cached_calls,
-        }
-        return [f"{count:,} {line}" for line, count in lines.items() if count]
-
-
 def run_episodes(
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     plan: EpisodePlan,
     out_dir: Path,
     *,
     seeds: Sequence[int] = (0,),
-    on_episode: Callable[[Trajectory], None] | None = None,
+    on_episode: Callable[[Outcome], None] | None = None,
 ) -> EpisodesSummary:
     """Play the episodes that `out_dir` does not have yet; Ray must be running.
 
     Args:
-        tasks: what to play, each once per seed.
+        tasks: what to play, each once per seed; gone through twice, never copied.
         plan: how.
         out_dir: folder of the trajectory shards; what is there is kept.
         seeds: seeds of the student's sampling.
@@ -115,20 +74,23 @@ def run_episodes(
     started = time.monotonic()
     out_dir.mkdir(parents=True, exist_ok=True)
     spent = _spent(out_dir)
-    done = completed_ids(out_dir, retry=_retried_stops(plan, spent))
-    pairs = [(task, seed) for task in tasks for seed in seeds]
-    wanted = {trajectory_id(task.task_id, plan.source, seed) for task, seed in pairs}
-    pending = [p for p in pairs if trajectory_id(p[0].task_id, plan.source, p[1]) not in done]
-    kept = [t for t in read_trajectories(out_dir) if t.trajectory_id in done & wanted]
-    if on_episode is not None:
-        for trajectory in kept:
-            on_episode(trajectory)
-    if pending:
-        _play_pending(pending, plan, out_dir, spent, on_episode)
-    played = [t for t in read_trajectories(out_dir) if t.trajectory_id in wanted]
-    _refuse_errors(played, plan.max_error_share)
-    return summarize_episodes(
-        played,
+    names = (trajectory_id(t.task_id, plan.source, seed) for t, seed in _pairs(tasks, seeds))
+    wanted = pa.array(names, pa.large_string())
+    is_done = pc.is_in(wanted, value_set=finished_ids(out_dir, _retried_stops(plan, spent)))
+    kept = wanted.filter(is_done)
+    if len(kept) and on_episode is not None:
+        for outcome in iter_outcomes(out_dir, kept):
+            on_episode(outcome)
+    if len(kept) < len(wanted):
+        todo = (
+            p for p, done in zip(_pairs(tasks, seeds), is_done, strict=True) if not done.as_py()
+        )
+        _play_pending(todo, plan, out_dir, spent, on_episode)
+    tally = Tally()
+    for outcome in iter_outcomes(out_dir, wanted):
+        tally.add(outcome)
+    tally.refuse_errors(plan.max_error_share)
+    return tally.summary(
         num_resumed=len(kept),
         seconds=time.monotonic() - started,
         num_wanted=len(wanted),
@@ -136,9 +98,13 @@ def run_episodes(
     )
 
 
+def _pairs(tasks: Iterable[Task], seeds: Sequence[int]) -> Iterator[tuple[Task, int]]:
+    return ((task, seed) for task in tasks for seed in seeds)
+
+
 def _spent(out_dir: Path) -> Spending:
     """What the collection has paid to its teacher: the rows know most, the ledger the rest."""
-    return teacher_spending(read_usages(out_dir)).or_more(read_ledger(out_dir / LEDGER))
+    return teacher_spending([total_usage(out_dir)]).or_more(read_ledger(out_dir / LEDGER))
 
 
 def _retried_stops(plan: EpisodePlan, spent: Spending) -> frozenset[StopReason]:
@@ -148,33 +114,64 @@ def _retried_stops(plan: EpisodePlan, spent: Spending) -> frozenset[StopReason]:
 
 
 def _play_pending(
-    pending: Sequence[tuple[Task, int]],
+    pending: Iterable[tuple[Task, int]],
     plan: EpisodePlan,
     out_dir: Path,
     spent: Spending,
-    on_episode: Callable[[Trajectory], None] | None,
+    on_episode: Callable[[Outcome], None] | None,
 ) -> None:
     manifest = out_dir / "manifest" / "pending.parquet"
     _write_manifest(manifest, pending)
-    shard: list[Trajectory] = []
-    flushed = time.monotonic()
     desk = _make_desk(plan, spent, out_dir / LEDGER)
     try:
-        for row in _episode_rows(manifest, plan, desk):
-            if not row["record"]:
-                continue
-            trajectory = from_row(json.loads(row["record"]))
-            shard.append(trajectory)
-            if on_episode:
-                on_episode(trajectory)
-            if len(shard) >= plan.rows_per_shard or time.monotonic() - flushed > FLUSH_S:
-                write_shard(out_dir, shard)
-                shard, flushed = [], time.monotonic()
+        with _Shards(out_dir, plan.rows_per_shard) as shards:
+            for row in _episode_rows(manifest, plan, desk):
+                if not row["record"]:
+                    continue
+                trajectory = from_row(json.loads(row["record"]))
+                shards.add(trajectory)
+                if on_episode:
+                    on_episode(Outcome.of(trajectory))
     finally:
-        if shard:
-            write_shard(out_dir, shard)
         if desk is not None:
             ray.get(desk.close.remote())
+
+
+class _Shards:
+    """Finished episodes on their way to disk; few wait, none long, however the block ends."""
+
+    def __init__(self, folder: Path, rows_per_shard: int) -> None:
+        self._folder, self._rows = folder, rows_per_shard
+        self._waiting: list[Trajectory] = []
+        self._flushed = time.monotonic()
+        self._compactor = Compactor(folder)
+
+    def __enter__(self) -> "_Shards":
+        self._compactor.__enter__()
+        return self
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Keep an episode, and write those that wait if they are many or have waited long."""
+        self._waiting.append(trajectory)
+        if len(self._waiting) >= self._rows or time.monotonic() - self._flushed > FLUSH_S:
+            self._write()
+
+    def _write(self) -> None:
+        write_shard(self._folder, self._waiting)
+        self._waiting, self._flushed = [], time.monotonic()
+        self._compactor.wrote()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if self._waiting:
+                self._write()
+        finally:
+            self._compactor.__exit__(kind, exc, trace)
 
 
 def _make_desk(plan: EpisodePlan, spent: Spending, ledger: Path) -> Any:
@@ -238,71 +235,13 @@ def row_mapper(config: CollectConfig) -> RowMapper:
     return run
 
 
-def _write_manifest(path: Path, pairs: Sequence[tuple[Task, int]]) -> None:
-    columns: dict[str, list[Any]] = {
-        name: [getattr(task, name) for task, _ in pairs] for name in TASK_SCHEMA.names[:-1]
-    }
-    columns["params"] = [json.dumps(dict(task.params), sort_keys=True) for task, _ in pairs]
-    columns["seed"] = [seed for _, seed in pairs]
-    write_table(path, pa.table(columns, schema=EPISODE_SCHEMA))
-
-
-def _refuse_errors(played: Sequence[Trajectory], max_share: float) -> None:
-    """A list with holes is no result: numbers made from it would be about the machinery."""
-    faulty = [t for t in played if t.stop_reason in ERROR_STOPS]
-    if len(faulty) <= max_share * len(played):
-        return
-    counts = Counter(t.stop_reason.value for t in faulty)
-    raise EpisodesError(
-        f"{len(faulty)} of {len(played)} episodes ended by an error"
-        f" ({', '.join(f'{stop} {count}' for stop, count in sorted(counts.items()))}), more than"
-        f" collect.max_error_share {max_share:g} allows; the same command plays these again"
-        f" (first: {faulty[0].trajectory_id}: {faulty[0].error})"
+def _write_manifest(path: Path, pairs: Iterable[tuple[Task, int]]) -> None:
+    rows = (
+        {name: getattr(task, name) for name in TASK_SCHEMA.names[:-1]}
+        | {"params": json.dumps(dict(task.params), sort_keys=True), "seed": seed}
+        for task, seed in pairs
     )
-
-
-def summarize_episodes(
-    trajectories: Sequence[Trajectory],
-    *,
-    num_resumed: int,
-    seconds: float,
-    num_wanted: int | None = None,
-    spent: Spending | None = None,
-) -> EpisodesSummary:
-    """Count what is on disk.
-
-    Args:
-        trajectories: the episodes that count, each once.
-        num_resumed: how many were there before.
-        seconds: wall time.
-        num_wanted: episodes that were asked for; None: those that are there.
-        spent: what the teacher was paid in all; None: what these episodes show.
-    """
-    stops = Counter(t.stop_reason.value for t in trajectories)
-    usages = [t.usage for t in trajectories]
-    paid = teacher_spending(usages)
-    spent = spent or paid
-    return EpisodesSummary(
-        num_episodes=len(trajectories),
-        num_resumed=num_resumed,
-        num_success=sum(t.success for t in trajectories),
-        num_errors=sum(t.stop_reason in ERROR_STOPS for t in trajectories),
-        stop_reasons=dict(sorted(stops.items())),
-        num_steps=sum(len(t.steps) for t in trajectories),
-        teacher_calls=paid.calls,
-        teacher_tokens=paid.tokens,
-        retries=sum(usage.retries for usage in usages),
-        seconds=seconds,
-        num_not_started=max(0, (num_wanted or 0) - len(trajectories)),
-        teacher_cached_calls=sum(usage.teacher_cached_calls for usage in usages),
-        teacher_unstructured_calls=sum(usage.teacher_unstructured_calls for usage in usages),
-        cache_faults=sum(usage.cache_faults for usage in usages),
-        teacher_cost=paid.money,
-        student_cost=sum(usage.student_cost for usage in usages),
-        spent_calls=spent.calls,
-        spent_tokens=spent.tokens,
-        spent_money=spent.money,
-    )
+    write_rows(path, EPISODE_SCHEMA, rows)
 
 
 def check_teacher_key(config: TeacherConfig) -> str:

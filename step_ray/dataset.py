@@ -19,8 +19,9 @@ from step_ray.config import DatasetConfig, Recipe
 from step_ray.errors import DataError
 from step_ray.masking import NOTHING_TRAINED, TOO_LONG, is_trained, steps_in_text, unwanted
 from step_ray.react import conversation, trajectory_messages
+from step_ray.records import VERSION_KEY
 from step_ray.render import Renderer, Span
-from step_ray.store import VERSION_KEY, read_rows, write_table
+from step_ray.store import read_rows, write_table
 from step_ray.types import SCHEMA_VERSION, Message, Step, Trajectory
 
 CUT_TO_MATCH = "cut to match"

@@ -11,9 +11,10 @@ from step_ray.collect import run_episodes
 from step_ray.config import RunConfig
 from step_ray.runner import Address, EpisodePlan
 from step_ray.stats import summarize
-from step_ray.store import read_trajectories
+from step_ray.store import Outcome, read_trajectories
+from step_ray.tally import Tally
 from step_ray.tasks import read_tasks
-from step_ray.types import EvalReport, Source, Trajectory
+from step_ray.types import EvalReport, Source
 
 
 def evaluate(
@@ -49,11 +50,11 @@ def evaluate(
         temperature=config.evaluate.temperature,
         episodes_per_actor=config.evaluate.concurrency,
     )
-    outcomes: list[bool] = []
+    tally = Tally()
 
-    def count(trajectory: Trajectory) -> None:
-        outcomes.append(trajectory.success)
-        on_episode(len(outcomes), f"{sum(outcomes)} won")
+    def count(outcome: Outcome) -> None:
+        tally.add(outcome)
+        on_episode(tally.num_episodes, f"{tally.num_success} won")
 
     seeds = config.evaluate.seeds
     summary = run_episodes(read_tasks(tasks_file), plan, out_dir, seeds=seeds, on_episode=count)

@@ -368,6 +368,7 @@ def _play(
     """Play a task list under a live counter; gives the summary of what is on disk."""
     from step_ray.collect import row_mapper, run_episodes
     from step_ray.envs import task_source
+    from step_ray.store import Outcome
     from step_ray.tasks import read_tasks
 
     todo = read_tasks(context.root / "tasks" / f"{tasks}.parquet")
@@ -378,15 +379,15 @@ def _play(
     money = 0.0
     with context.reporter.counter(Path(out).name, len(todo) * len(seeds)) as counter:
 
-        def on_episode(trajectory: Trajectory) -> None:
+        def on_episode(outcome: Outcome) -> None:
             nonlocal done, wins, corrections, money
             done += 1
-            wins += trajectory.success
-            corrections += sum(step.kind == "correction" for step in trajectory.steps)
+            wins += outcome.success
+            corrections += outcome.num_corrections
             note = f"{wins} won"
             if plan.teacher:
                 note += f", {corrections / done:.1f} corrections each"
-            money += trajectory.usage.teacher_cost + trajectory.usage.student_cost
+            money += outcome.usage.teacher_cost + outcome.usage.student_cost
             if money:
                 note += f", cost {money:,.2f}"
             counter.update(done, note)
