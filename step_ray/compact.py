@@ -57,15 +57,15 @@ def compact(folder: str | Path, fan_in: int = FAN_IN) -> int:
     return num_merges
 
 
-def settle(folder: str | Path, max_files: int = FAN_IN) -> None:
-    """Leave few files at the end of a job: merge all that are below the top level, if many.
+def settle(folder: str | Path, fan_in: int = FAN_IN) -> None:
+    """Leave few files at the end of a job: merge all below the top level if they are many.
 
     Raises:
         DataError: a shard is broken or newer than this version.
     """
-    compact(folder)
+    compact(folder, fan_in)
     paths = shard_paths(folder)
-    if len(paths) <= max_files:
+    if len(paths) <= fan_in:
         return
     for run in list(_runs(paths, range(TOP_LEVEL))):
         if len(run) > 1:
@@ -130,11 +130,11 @@ def _level(path: Path) -> int | None:
 class Compactor:
     """Keeps a folder compact while shards are written to it, on a thread of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, fan_in: int = FAN_IN) -> None:
+        self._folder, self._fan_in = folder, fan_in
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compact")
         self._job: Future[int] | None = None
-        self._num_written = FAN_IN
+        self._num_written = fan_in  # what is there may need a merge already
 
     def __enter__(self) -> "Compactor":
         return self
@@ -145,9 +145,9 @@ class Compactor:
         if self._job is not None and self._job.done():
             self._job.result()
             self._job = None
-        if self._job is None and self._num_written > FAN_IN:
+        if self._job is None and self._num_written > self._fan_in:
             self._num_written = 0
-            self._job = self._thread.submit(compact, self._folder)
+            self._job = self._thread.submit(compact, self._folder, self._fan_in)
 
     def __exit__(
         self,
@@ -158,4 +158,4 @@ class Compactor:
         """Wait for the merge that is under way; after a job that ended well, leave few files."""
         self._thread.shutdown()
         if kind is None:
-            settle(self._folder)
+            settle(self._folder, self._fan_in)
