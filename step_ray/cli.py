@@ -37,6 +37,9 @@ Overrides = Annotated[
 Redo = Annotated[
     bool, typer.Option("--redo", help="make stages again whose settings changed (old: replaced/)")
 ]
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="play episodes that ended by an error again")
+]
 Arm = Annotated[str, typer.Option("--arm", help="`base` or the name of an arm")]
 
 
@@ -45,13 +48,14 @@ def run(
     config: ConfigPath,
     overrides: Overrides = None,
     redo: Redo = False,
+    retry_errors: RetryErrors = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="print the resolved plan and what is missing; do nothing"),
     ] = False,
 ) -> None:
     """The whole line: every stage in order; done ones are skipped, a killed one goes on."""
-    resolved = load_config(config, overrides or ())
+    resolved = _load(config, overrides, retry_errors)
     if dry_run:
         _print_plan(resolved)
         return
@@ -74,9 +78,14 @@ def _print_plan(config: RunConfig) -> None:
 
 
 @app.command()
-def expert(config: ConfigPath, overrides: Overrides = None, redo: Redo = False) -> None:
+def expert(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    redo: Redo = False,
+    retry_errors: RetryErrors = False,
+) -> None:
     """Deal out the tasks and play the golden trajectories."""
-    _stages(load_config(config, overrides or ()), ("tasks", "expert"), redo)
+    _stages(_load(config, overrides, retry_errors), ("tasks", "expert"), redo)
 
 
 @app.command()
@@ -96,17 +105,26 @@ def train(
 
 
 @app.command()
-def collect(config: ConfigPath, overrides: Overrides = None, redo: Redo = False) -> None:
+def collect(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    redo: Redo = False,
+    retry_errors: RetryErrors = False,
+) -> None:
     """Let the base agent act under the teacher."""
-    _stages(load_config(config, overrides or ()), ("collect",), redo)
+    _stages(_load(config, overrides, retry_errors), ("collect",), redo)
 
 
 @app.command()
 def evaluate(
-    config: ConfigPath, arm: Arm = "step", overrides: Overrides = None, redo: Redo = False
+    config: ConfigPath,
+    arm: Arm = "step",
+    overrides: Overrides = None,
+    redo: Redo = False,
+    retry_errors: RetryErrors = False,
 ) -> None:
     """Serve one model and let it play the held-out tasks."""
-    _stages(load_config(config, overrides or ()), (f"evaluate:{arm}",), redo, arm)
+    _stages(_load(config, overrides, retry_errors), (f"evaluate:{arm}",), redo, arm)
 
 
 @app.command()
@@ -194,6 +212,12 @@ def _typed_lines() -> Iterator[str]:
 def version() -> None:
     """Print the version."""
     print(__version__)
+
+
+def _load(config: Path, overrides: list[str] | None, retry_errors: bool) -> RunConfig:
+    """The config with its overrides and what the flag stands for."""
+    flag = ["collect.retry_errors=true"] if retry_errors else []
+    return load_config(config, [*(overrides or ()), *flag])
 
 
 def _stages(

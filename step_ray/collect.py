@@ -1,18 +1,19 @@
 """The Ray Data job behind golden play, collection and evaluation: tasks -> trajectories.
 
-Takes tasks and an `EpisodePlan`, gives Parquet shards in a folder and an `EpisodesSummary`. One row
-is one episode; every failure is a row; a restart plays only what is missing, ended by an error, or
-ended by a budget that has some left now. Of an episode that is on disk the driver keeps the id
-only. It trains and judges nothing itself.
+Takes tasks and an `EpisodePlan`, gives Parquet shards in a folder and an
+`EpisodesSummary`. One row is one episode; every failure is a row; a restart plays only what is
+missing, was ended by a budget that has some left now, or, on request, ended by an error. Of an
+episode that is on disk the driver keeps the id only. It trains and judges nothing itself.
 """
 
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import compress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -21,33 +22,26 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from step_ray.compact import Compactor
+from step_ray.claim import claim_folder
 from step_ray.config import CollectConfig
 from step_ray.desk import TeacherDesk, read_ledger
 from step_ray.envs.base import Row, RowMapper
-from step_ray.errors import ConfigError
+from step_ray.errors import ConfigError, DataError, EndpointError, EpisodesError
+from step_ray.failures import ErrorWatch
 from step_ray.records import from_row
 from step_ray.rollout import trajectory_id
 from step_ray.runner import EpisodePlan, EpisodeRunner
+from step_ray.shardwriter import ShardWriter
 from step_ray.spending import Spending, teacher_spending
-from step_ray.store import (
-    Outcome,
-    finished_ids,
-    iter_outcomes,
-    total_usage,
-    write_rows,
-    write_shard,
-)
-from step_ray.tally import EpisodesSummary, Tally
+from step_ray.store import Outcome, finished_ids, iter_outcomes, total_usage, write_rows
 from step_ray.tasks import TASK_SCHEMA
 from step_ray.teacher_config import TeacherConfig
+from step_ray.totals import EpisodesSummary, Totals
 from step_ray.types import ERROR_STOPS, StopReason, Task, Trajectory
 
 EPISODE_SCHEMA = TASK_SCHEMA.append(pa.field("seed", pa.int64()))
 LEDGER = "teacher_ledger.json"
 """File beside the shards with what the teacher was paid."""
-FLUSH_S = 10.0
-"""Finished episodes wait at most this long for a full shard."""
 
 
 def run_episodes(
@@ -57,6 +51,7 @@ def run_episodes(
     *,
     seeds: Sequence[int] = (0,),
     on_episode: Callable[[Outcome], None] | None = None,
+    on_begin: Callable[[], None] | None = None,
 ) -> EpisodesSummary:
     """Play the episodes that `out_dir` does not have yet; Ray must be running.
 
@@ -66,40 +61,76 @@ def run_episodes(
         out_dir: folder of the trajectory shards; what is there is kept.
         seeds: seeds of the student's sampling.
         on_episode: called on the driver for each finished episode, those on disk first.
+        on_begin: called between these and those that are played now.
 
     Raises:
-        EpisodesError: of all the episodes asked for, more than `plan.max_error_share` ended by an
-            error; what is on disk stays, and the next call plays these again.
+        DataError: an episode is asked for twice.
+        RunStateError: the folder belongs to another collection.
+        EpisodesError: of all the episodes asked for, more than `plan` allows ended by an error, or
+            too many of the first ones did; what has ended is on disk.
+        EndpointError: an endpoint refuses key or model for good; what has ended is on disk.
     """
     started = time.monotonic()
+    wanted = _wanted_ids(tasks, seeds, plan)
     out_dir.mkdir(parents=True, exist_ok=True)
+    claim_folder(out_dir, plan.identity())
     spent = _spent(out_dir)
-    names = (trajectory_id(t.task_id, plan.source, seed) for t, seed in _pairs(tasks, seeds))
-    wanted = pa.array(names, pa.large_string())
     is_done = pc.is_in(wanted, value_set=finished_ids(out_dir, _retried_stops(plan, spent)))
     kept = wanted.filter(is_done)
-    if len(kept) and on_episode is not None:
-        for outcome in iter_outcomes(out_dir, kept):
+    watch = _error_watch(plan, len(wanted))
+    for outcome in iter_outcomes(out_dir, kept) if len(kept) else ():
+        watch.add(outcome, is_old=True)
+        if on_episode is not None:
             on_episode(outcome)
+    if watch.fault:  # nothing that is played now can mend it
+        raise EpisodesError(watch.fault)
+    if on_begin is not None:
+        on_begin()
+    num_restarts = 0
     if len(kept) < len(wanted):
-        todo = (
-            p for p, done in zip(_pairs(tasks, seeds), is_done, strict=True) if not done.as_py()
-        )
-        _play_pending(todo, plan, out_dir, spent, on_episode)
-    tally = Tally()
+        pending = compress(_pairs(tasks, seeds), (not done.as_py() for done in is_done))
+        num_restarts = _play_pending(pending, plan, out_dir, spent, watch, on_episode)
+    final, totals = _error_watch(plan, len(wanted)), Totals()
     for outcome in iter_outcomes(out_dir, wanted):
-        tally.add(outcome)
-    tally.refuse_errors(plan.max_error_share)
-    return tally.summary(
+        final.add(outcome)
+        totals.add(outcome)
+    if final.fault:
+        raise EpisodesError(final.fault)
+    return totals.summary(
         num_resumed=len(kept),
         seconds=time.monotonic() - started,
         num_wanted=len(wanted),
         spent=_spent(out_dir),
+        num_restarts=num_restarts,
     )
 
 
 def _pairs(tasks: Iterable[Task], seeds: Sequence[int]) -> Iterator[tuple[Task, int]]:
     return ((task, seed) for task in tasks for seed in seeds)
+
+
+def _wanted_ids(tasks: Iterable[Task], seeds: Sequence[int], plan: EpisodePlan) -> pa.Array:
+    """The ids as large strings, which take a third of the memory of Python's."""
+    names = (trajectory_id(t.task_id, plan.source, seed) for t, seed in _pairs(tasks, seeds))
+    wanted = pa.array(names, pa.large_string())
+    if pc.count_distinct(wanted).as_py() < len(wanted):
+        counts = wanted.value_counts()
+        twice = counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()
+        name, count = twice[0]["values"], twice[0]["counts"]
+        raise DataError(
+            f"tasks: {len(twice)} episodes are asked for more than once, first {name!r}"
+            f" ({count} times); list each task and each seed once"
+        )
+    return wanted
+
+
+def _error_watch(plan: EpisodePlan, num_wanted: int) -> ErrorWatch:
+    return ErrorWatch(
+        num_wanted=num_wanted,
+        max_share=plan.max_error_share,
+        max_errors=plan.max_errors,
+        judged_after=plan.errors_judged_after,
+    )
 
 
 def _spent(out_dir: Path) -> Spending:
@@ -108,9 +139,10 @@ def _spent(out_dir: Path) -> Spending:
 
 
 def _retried_stops(plan: EpisodePlan, spent: Spending) -> frozenset[StopReason]:
-    """Ends that are played again: faults, and an empty budget once there is some left to spend."""
+    """Ends that are played again: an empty budget once there is some left, faults on request."""
     is_spent = plan.teacher is not None and plan.teacher.budget.refusal(spent) is not None
-    return ERROR_STOPS | (set() if is_spent else {StopReason.BUDGET})
+    again = frozenset[StopReason]() if is_spent else frozenset({StopReason.BUDGET})
+    return again | (ERROR_STOPS if plan.retry_errors else frozenset())
 
 
 def _play_pending(
@@ -118,78 +150,69 @@ def _play_pending(
     plan: EpisodePlan,
     out_dir: Path,
     spent: Spending,
+    watch: ErrorWatch,
     on_episode: Callable[[Outcome], None] | None,
-) -> None:
+) -> int:
+    """Play and keep; gives how many episodes were begun more than once."""
     manifest = out_dir / "manifest" / "pending.parquet"
     _write_manifest(manifest, pending)
     desk = _make_desk(plan, spent, out_dir / LEDGER)
+    num_ended = 0
     try:
-        with _Shards(out_dir, plan.rows_per_shard) as shards:
-            for row in _episode_rows(manifest, plan, desk):
-                if not row["record"]:
+        # however the block is left: first what has ended goes to disk, then actors and calls end
+        with (
+            closing(_episode_rows(manifest, plan, desk)) as rows,
+            ShardWriter(out_dir, plan.rows_per_shard) as writer,
+        ):
+            for row in rows:
+                trajectory = _keep(row, writer)
+                if trajectory is None:
                     continue
-                trajectory = from_row(json.loads(row["record"]))
-                shards.add(trajectory)
+                num_ended += 1
+                outcome = Outcome.of(trajectory)
                 if on_episode:
-                    on_episode(Outcome.of(trajectory))
+                    on_episode(outcome)
+                watch.add(outcome)
+                _stop_if_hopeless(row["refusal"], watch)
+        return max(0, int(ray.get(desk.num_starts.remote())) - num_ended)
     finally:
-        if desk is not None:
-            ray.get(desk.close.remote())
+        ray.get(desk.close.remote())
 
 
-class _Shards:
-    """Finished episodes on their way to disk; few wait, none long, however the block ends."""
+def _keep(row: Mapping[str, Any], writer: ShardWriter) -> Trajectory | None:
+    if not row["record"]:
+        return None
+    trajectory = from_row(json.loads(row["record"]))
+    writer.add(trajectory)
+    return trajectory
 
-    def __init__(self, folder: Path, rows_per_shard: int) -> None:
-        self._folder, self._rows = folder, rows_per_shard
-        self._waiting: list[Trajectory] = []
-        self._flushed = time.monotonic()
-        self._compactor = Compactor(folder)
 
-    def __enter__(self) -> "_Shards":
-        self._compactor.__enter__()
-        return self
-
-    def add(self, trajectory: Trajectory) -> None:
-        """Keep an episode, and write those that wait if they are many or have waited long."""
-        self._waiting.append(trajectory)
-        if len(self._waiting) >= self._rows or time.monotonic() - self._flushed > FLUSH_S:
-            self._write()
-
-    def _write(self) -> None:
-        write_shard(self._folder, self._waiting)
-        self._waiting, self._flushed = [], time.monotonic()
-        self._compactor.wrote()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if self._waiting:
-                self._write()
-        finally:
-            self._compactor.__exit__(kind, exc, trace)
+def _stop_if_hopeless(refusal: str, watch: ErrorWatch) -> None:
+    if refusal:
+        raise EndpointError(
+            f"{refusal}; stopped, what has ended is kept: mend key, model or address, then"
+            " --retry-errors with the same command goes on"
+        )
+    if watch.forecast:
+        raise EpisodesError(f"stopped, what has ended is kept: {watch.forecast}")
 
 
 def _make_desk(plan: EpisodePlan, spent: Spending, ledger: Path) -> Any:
-    """The actor that counts over all others, where something is to be counted.
+    """The actor that counts over all others.
 
     It stays on the driver's node, which has the run folder; when it dies it starts again from its
     ledger.
     """
-    if plan.teacher is None or not plan.teacher.needs_desk:
-        return None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(TeacherDesk).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
     )
-    return actor.remote(plan.teacher, spent, ledger.resolve())
+    teacher = plan.teacher or TeacherConfig()
+    book = ledger.resolve() if teacher.needs_desk else None
+    return actor.remote(teacher, spent, book, max_starts=plan.max_starts)
 
 
-def _episode_rows(manifest: Path, plan: EpisodePlan, desk: Any) -> Iterator[dict[str, Any]]:
+def _episode_rows(manifest: Path, plan: EpisodePlan, desk: Any) -> Generator[dict[str, Any]]:
     """The Ray Data pipeline: one row is one block is one episode, see ray.data docs on blocks."""
     # it warns that its bars are off, which is what the next lines ask for
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -204,14 +227,17 @@ def _episode_rows(manifest: Path, plan: EpisodePlan, desk: Any) -> Iterator[dict
             EpisodeRunner,
             fn_constructor_kwargs={"plan": plan, "desk": desk},
             num_cpus=plan.cpus_per_actor,
+            label_selector=dict(plan.node_labels) or None,
             compute=ray.data.ActorPoolStrategy(
-                min_size=1,
+                min_size=plan.min_actors,
                 max_size=plan.num_actors,
                 max_concurrent_calls_per_actor=plan.episodes_per_actor,
             ),
         )
     )
-    yield from dataset.iter_rows()
+    # iter_rows would hold each row back until the next one is there
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
 
 
 def row_mapper(config: CollectConfig) -> RowMapper:
@@ -244,13 +270,13 @@ def _write_manifest(path: Path, pairs: Iterable[tuple[Task, int]]) -> None:
     write_rows(path, EPISODE_SCHEMA, rows)
 
 
-def check_teacher_key(config: TeacherConfig) -> str:
-    """The teacher's API key from the environment.
+def read_key(setting: str, variable: str) -> str:
+    """The API key in an environment variable.
 
     Raises:
-        ConfigError: an LLM teacher is configured and the variable is not set.
+        ConfigError: the variable that the setting names is not set.
     """
-    key = os.environ.get(config.api_key_env, "")
+    key = os.environ.get(variable, "")
     if not key:
-        raise ConfigError(f"teacher.api_key_env: {config.api_key_env!r} is not set; export the key")
+        raise ConfigError(f"{setting}: {variable!r} is not set; export the key")
     return key

@@ -13,7 +13,6 @@ from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,9 +135,6 @@ class Compactor:
         self._job: Future[int] | None = None
         self._num_written = fan_in  # what is there may need a merge already
 
-    def __enter__(self) -> "Compactor":
-        return self
-
     def wrote(self) -> None:
         """A shard was written; raises what an earlier merge raised."""
         self._num_written += 1
@@ -149,13 +145,8 @@ class Compactor:
             self._num_written = 0
             self._job = self._thread.submit(compact, self._folder, self._fan_in)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Wait for the merge that is under way; after a job that ended well, leave few files."""
+    def close(self, *, settled: bool) -> None:
+        """Wait for the merge that is under way; `settled`: then leave few files."""
         self._thread.shutdown()
-        if kind is None:
+        if settled:
             settle(self._folder, self._fan_in)

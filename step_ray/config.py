@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from step_ray.collect_config import CollectConfig, StudentEndpoint
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
 from step_ray.teacher_config import Price, TeacherConfig
@@ -93,28 +94,6 @@ class TrainConfig(Section):
     """Optimizer steps between checkpoints."""
     max_failures: int = Field(default=2, ge=0)
     """Worker failures that are survived by restarting from the last checkpoint."""
-
-
-class CollectConfig(Section):
-    """Rollouts of the base agent under the teacher."""
-
-    num_actors: int = Field(default=1, ge=1)
-    """Most rollout actors."""
-    episodes_per_actor: int = Field(default=32, ge=1)
-    """Episodes at once in one actor; they wait for LLMs concurrently."""
-    cpus_per_actor: float = Field(default=0.5, gt=0)
-    temperature: float = Field(default=0.0, ge=0)
-    max_new_tokens: int = Field(default=256, ge=1)
-    """Per turn, for the student."""
-    max_format_errors: int = Field(default=3, ge=1)
-    """Unparsable answers of the student in a row before the episode ends."""
-    step_timeout_s: float = Field(default=300.0, gt=0)
-    episode_timeout_s: float = Field(default=3600.0, gt=0)
-    rows_per_shard: int = Field(default=16, ge=1)
-    """Episodes in one Parquet shard: what a killed job may lose per actor."""
-    max_error_share: float = Field(default=0.05, ge=0, lt=1)
-    """A stage of episodes (evaluation too) fails if a larger share ends by a fault of the machinery
-    (env_error, llm_error, teacher_error, timeout); a rerun plays these episodes again."""
 
 
 class DatasetConfig(Section):
@@ -238,6 +217,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _turns_fit_the_context(self) -> "RunConfig":
+        turn, context = self.collect.max_new_tokens, self.student.max_length
+        if self.collect.endpoint is None and turn >= context:
+            raise ValueError(
+                f"collect.max_new_tokens: {turn} leaves no room for a prompt in student.max_length"
+                f" {context}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _arm_training_is_valid(self) -> "RunConfig":
         unknown = sorted(set(self.train_arm) - set(TrainConfig.model_fields))
         if unknown:
@@ -335,8 +324,8 @@ def _first_fault(exc: ValidationError) -> str:
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     model: Any = RunConfig
     for part in loc[:-1]:
-        if part in ("arms", "prices"):
-            model = {"arms": Recipe, "prices": Price}[str(part)]
+        if part in ("arms", "prices", "endpoint"):
+            model = {"arms": Recipe, "prices": Price, "endpoint": StudentEndpoint}[str(part)]
         elif isinstance(model, type) and issubclass(model, Section) and part in model.model_fields:
             model = model.model_fields[str(part)].annotation
     return sorted(model.model_fields) if hasattr(model, "model_fields") else []

@@ -1,13 +1,15 @@
-"""The desk of a job: one place that grants requests to the teacher and counts what they cost.
+"""The desk of a job: one place that lets episodes begin, grants requests to the teacher and counts
+what they cost.
 
-Takes the messages of all gates (gate.py), gives waits and refusals; keeps a ledger on disk, so that
-a budget holds over kills. It makes no call and never waits; as a Ray actor it is one per job
-(collect.py).
+Takes the names of episodes and the messages of all gates (gate.py), gives waits and refusals; keeps
+a ledger on disk, so that a budget holds over kills. It makes no call and never waits; as a Ray
+actor it is one per job (collect.py).
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 
 from step_ray.errors import DataError
@@ -23,8 +25,18 @@ LEDGER_EVERY_S = 1.0
 """How much counted work a killed job forgets at most."""
 
 
+class Start(StrEnum):
+    """Whether an episode may begin."""
+
+    GO = "go"
+    BUDGET = "budget"
+    """The teacher's budget is spent."""
+    FATAL = "fatal"
+    """Too many actors have died while they played it."""
+
+
 class TeacherDesk:
-    """Rate limits and budget of one collection."""
+    """Starts, rate limits and budget of one collection."""
 
     def __init__(
         self,
@@ -32,7 +44,11 @@ class TeacherDesk:
         spent: Spending,
         ledger: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
+        max_starts: int = 5,
     ) -> None:
+        self._max_starts = max_starts
+        self._under_way: dict[str, int] = {}
+        self._num_starts = 0
         self._budget: BudgetConfig = config.budget
         self._limiter = RateLimiter(config.requests_per_minute, config.tokens_per_minute)
         self._ledger, self._clock = ledger, clock
@@ -42,9 +58,25 @@ class TeacherDesk:
         self._written = self._spent
         self._written_at = clock()
 
-    def may_start(self) -> bool:
-        """Whether another episode may begin."""
-        return self._budget.refusal(self._spent + self._reserved) is None
+    def start(self, name: str) -> Start:
+        """An actor wants to begin an episode; again, when the actor before it died."""
+        if self._budget.refusal(self._spent + self._reserved) is not None:
+            return Start.BUDGET
+        starts = self._under_way.get(name, 0)
+        if starts >= self._max_starts:
+            return Start.FATAL
+        # only what is under way is remembered: a job may have a million episodes
+        self._under_way[name] = starts + 1
+        self._num_starts += 1
+        return Start.GO
+
+    def end(self, name: str) -> None:
+        """An episode is over."""
+        self._under_way.pop(name, None)
+
+    def num_starts(self) -> int:
+        """Episodes that were begun, those begun again each time."""
+        return self._num_starts
 
     def serve(self, asks: Sequence[Ask], settled: Sequence[Settled], pause_s: float) -> Answer:
         """Count the calls that ended, then let asks through in their order; see `Answer`."""

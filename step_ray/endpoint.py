@@ -1,7 +1,7 @@
-"""What an OpenAI-compatible endpoint's failures mean, and the one question before a run.
+"""What an OpenAI-compatible endpoint's failures mean, and the questions before a run.
 
 Takes exceptions of the openai client, says whether to send again, without what, and when; gives
-lines that can be shown, because the key is not in them. It sends no chat request.
+lines that can be shown, because the key is not in them. It plays no episode.
 """
 
 import json
@@ -13,6 +13,10 @@ import openai
 from step_ray.errors import EndpointError
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+REFUSED_STATUS = frozenset({401, 402, 403, 404})
+"""Key, account, rights or model are wrong, whatever is asked."""
+NO_MONEY = "insufficient_quota"
+"""Code of a 429 that does not pass."""
 SCHEMA_STATUS = frozenset({400, 422})
 SCHEMA_WORDS = ("response_format", "json_schema", "guided_json", "structured output")
 """What an endpoint without structured output names when it refuses the request."""
@@ -43,8 +47,15 @@ def failure_of(exc: Exception) -> Failure:
         return Failure.CONTEXT
     if exc.status_code in SCHEMA_STATUS and any(word in text for word in SCHEMA_WORDS):
         return Failure.SCHEMA
-    passes = exc.status_code in RETRIED_STATUS and code != "insufficient_quota"
+    passes = exc.status_code in RETRIED_STATUS and code != NO_MONEY
     return Failure.PASSING if passes else Failure.FINAL
+
+
+def is_refusal(exc: Exception) -> bool:
+    """Whether an error is about who asks, or for which model, and not about what was asked."""
+    if not isinstance(exc, openai.APIStatusError):
+        return False
+    return exc.status_code in REFUSED_STATUS or getattr(exc, "code", None) == NO_MONEY
 
 
 def shown(text: str, api_key: str) -> str:
@@ -76,9 +87,7 @@ def check_endpoint(key: str, base_url: str, model: str, api_key: str, timeout_s:
         EndpointError: unreachable, refuses the key, or does not serve `model`.
     """
     try:
-        with openai.OpenAI(
-            base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0
-        ) as client:
+        with _client(base_url, api_key, timeout_s) as client:
             names = [m.id for m in client.models.list().data]
     except openai.APIStatusError as exc:
         if exc.status_code == 404:  # an endpoint may have no /models; the first call will tell
@@ -96,3 +105,51 @@ def check_endpoint(key: str, base_url: str, model: str, api_key: str, timeout_s:
         ) from exc
     if names and model not in names:
         raise EndpointError(f"{key}.model: {model!r} is not served at {base_url}; it has {names}")
+
+
+def check_chat(
+    key: str, base_url: str, model: str, api_key: str, timeout_s: float, tokens: tuple[str, int]
+) -> None:
+    """Ask for one word, because many endpoints list their models to anybody.
+
+    What may pass (busy, slow) is no reason to refuse a run: its client waits and asks again.
+
+    Args:
+        key: section of the config that names the endpoint.
+        base_url: the endpoint.
+        model: what to ask.
+        api_key: never shown.
+        timeout_s: of the request.
+        tokens: key and value of the longest answer that calls will ask for.
+
+    Raises:
+        EndpointError: the key, the model, or a call with so many tokens is refused.
+    """
+    question = [{"role": "user", "content": "Say only: ok"}]
+    try:
+        with _client(base_url, api_key, timeout_s) as client:
+            client.chat.completions.create(
+                model=model,
+                messages=question,  # type: ignore[arg-type]
+                max_tokens=tokens[1],
+            )
+    except openai.APIStatusError as exc:
+        what = failure_of(exc)
+        line = f"HTTP {exc.status_code}: {shown(str(exc), api_key)}"
+        if what is Failure.CONTEXT:
+            raise EndpointError(
+                f"{tokens[0]}: {tokens[1]} do not fit the context of {model!r}; lower it ({line})"
+            ) from None
+        if exc.status_code == 404:
+            raise EndpointError(f"{key}.model: {base_url} has no {model!r} ({line})") from None
+        if what is not Failure.PASSING:
+            raise EndpointError(
+                f"{key}.base_url: {base_url!r} refuses a chat request; check the key and the model"
+                f" ({line})"
+            ) from None
+    except openai.OpenAIError:
+        return
+
+
+def _client(base_url: str, api_key: str, timeout_s: float) -> openai.OpenAI:
+    return openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0)

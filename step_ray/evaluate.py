@@ -12,7 +12,6 @@ from step_ray.config import RunConfig
 from step_ray.runner import Address, EpisodePlan
 from step_ray.stats import summarize
 from step_ray.store import Outcome, read_trajectories
-from step_ray.tally import Tally
 from step_ray.tasks import read_tasks
 from step_ray.types import EvalReport, Source
 
@@ -25,7 +24,8 @@ def evaluate(
     tasks_file: Path,
     out_dir: Path,
     api_key_env: str = "",
-    on_episode: Callable[[int, str], None] = lambda done, note: None,
+    on_episode: Callable[[Outcome], None] | None = None,
+    on_begin: Callable[[], None] | None = None,
 ) -> EvalReport:
     """Play every task once per seed, without a teacher; Ray must be running.
 
@@ -36,7 +36,8 @@ def evaluate(
         tasks_file: task manifest.
         out_dir: folder of the trajectories; what is there is kept.
         api_key_env: environment variable with the endpoint's key.
-        on_episode: called with the number of finished episodes and a note.
+        on_episode: called for each finished episode, those on disk first.
+        on_begin: called between these and those that are played now.
 
     Raises:
         EpisodesError: too many episodes ended by an error, see `run_episodes`.
@@ -50,14 +51,15 @@ def evaluate(
         temperature=config.evaluate.temperature,
         episodes_per_actor=config.evaluate.concurrency,
     )
-    tally = Tally()
-
-    def count(outcome: Outcome) -> None:
-        tally.add(outcome)
-        on_episode(tally.num_episodes, f"{tally.num_success} won")
-
     seeds = config.evaluate.seeds
-    summary = run_episodes(read_tasks(tasks_file), plan, out_dir, seeds=seeds, on_episode=count)
+    summary = run_episodes(
+        read_tasks(tasks_file),
+        plan,
+        out_dir,
+        seeds=seeds,
+        on_episode=on_episode,
+        on_begin=on_begin,
+    )
     return summarize(
         model,
         read_trajectories(out_dir),

@@ -16,9 +16,10 @@ from urllib.parse import quote
 
 import openai
 
-from step_ray.endpoint import NO_KEY, Failure, failure_of, retry_after_s, shown
+from step_ray.endpoint import NO_KEY, Failure, failure_of, is_refusal, retry_after_s, shown
 from step_ray.errors import ConfigError, ContextLengthError, LLMError
 from step_ray.gate import Gate, OpenGate
+from step_ray.replylimit import ReplyTooLongError, limited_client
 from step_ray.spending import NOTHING, Spending
 from step_ray.teacher_config import Price
 from step_ray.types import Message
@@ -124,6 +125,9 @@ class OpenAIChat:
         max_concurrency: calls at once.
         price: what its tokens cost.
         gate: asked before each request, see gate.py.
+
+    `refusal` is one line once an endpoint that has never answered refuses the key or the model:
+    no other call can fare better.
     """
 
     def __init__(
@@ -140,7 +144,8 @@ class OpenAIChat:
         gate: Gate | None = None,
     ) -> None:
         self.name = model
-        self._settings = {"base_url": base_url, "api_key": api_key, "timeout": timeout_s}
+        self.refusal = ""
+        self._has_answered = False
         self._base_url, self._api_key = base_url, api_key
         self._timeout_s, self._call_timeout_s = timeout_s, call_timeout_s
         self._max_retries, self._max_concurrency = max_retries, max_concurrency
@@ -212,8 +217,13 @@ class OpenAIChat:
 
     def _open(self) -> tuple[openai.AsyncOpenAI, asyncio.Semaphore]:
         if self._client is None or self._slots is None:
-            # max_retries=0: retries are ours, because they are counted and shown
-            self._client = openai.AsyncOpenAI(max_retries=0, **self._settings)  # type: ignore[arg-type]
+            self._client = openai.AsyncOpenAI(
+                base_url=self._base_url,
+                api_key=self._api_key,
+                timeout=self._timeout_s,
+                max_retries=0,  # retries are ours, because they are counted and shown
+                http_client=limited_client(self._timeout_s),
+            )
             self._slots = asyncio.Semaphore(self._max_concurrency)
         return self._client, self._slots
 
@@ -276,6 +286,11 @@ class OpenAIChat:
         except (ValueError, AttributeError, TypeError, IndexError) as exc:
             fault = f"no chat completion ({type(exc).__name__})"
             raise _BadAnswerError(fault) from None
+        except openai.APIConnectionError as exc:
+            if isinstance(exc.__cause__, ReplyTooLongError):
+                raise _BadAnswerError(str(exc.__cause__)) from None
+            raise
+        self._has_answered = True
         return answer
 
     def _raise_if_final(self, exc: Exception, attempt: int, has_schema: bool) -> None:
@@ -288,7 +303,10 @@ class OpenAIChat:
             raise _SchemaError from None
         where = f"{self.name} at {self._base_url}"
         if what is not Failure.PASSING:
-            raise LLMError(f"{where}: HTTP {getattr(exc, 'status_code', '?')}: {line}") from None
+            fault = f"{where}: HTTP {getattr(exc, 'status_code', '?')}: {line}"
+            if is_refusal(exc) and not self._has_answered:
+                self.refusal = fault
+            raise LLMError(fault) from None
         if attempt == self._max_retries:
             raise LLMError(f"{where}: gave up after {attempt + 1} tries: {line}") from None
 

@@ -5,17 +5,18 @@ stages.py's, and what the folder remembers is runfolder.py's.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from step_ray.config import RunConfig
+from step_ray.endpoint import NO_KEY, check_chat, check_endpoint
 from step_ray.errors import ConfigError, RunStateError, StepRayError
 from step_ray.progress import Reporter
 from step_ray.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
-from step_ray.runfolder import DONE, STARTED, Change, RunFolder
+from step_ray.runfolder import FINISHED, STARTED, UNFINISHED, Change, RunFolder
 from step_ray.runinfo import run_info
 from step_ray.stages import Stage, StageContext, build_stages
 from step_ray.store import read_json, write_json
@@ -31,24 +32,19 @@ class Check:
     error: StepRayError | None = None
 
 
-def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
+def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) -> list[Check]:
     """Look at all that can be known before any work: model, games, key, endpoint, local resources.
 
     Args:
         config: the run.
         stages: names of those to do; the others' resources are not asked for.
+        ask: send each endpoint that the stages need a request of one word, too.
     """
-    from step_ray.collect import check_teacher_key
-    from step_ray.endpoint import check_endpoint
     from step_ray.envs import task_source
     from step_ray.react import load_prompt
     from step_ray.student import check_init
 
     teacher = config.teacher
-
-    def teacher_answers() -> None:
-        key = check_teacher_key(teacher)
-        check_endpoint("teacher", teacher.base_url, teacher.model, key, timeout_s=10.0)
 
     def environment_is_known() -> None:
         from step_ray.envs import make_env
@@ -66,11 +62,42 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
     }
     if config.ray.address == "local":
         checks["resources of a local cluster"] = lambda: _local_resources(config, stages)
+    asks = ask and "collect" in stages
     if teacher.kind == "llm":
-        checks[f"teacher {teacher.model} at {teacher.base_url}"] = teacher_answers
+        checks[f"teacher {teacher.model} at {teacher.base_url}"] = lambda: _teacher(config, asks)
+    given = config.collect.endpoint
+    if given is not None:
+        checks[f"student {given.model} at {given.base_url}"] = lambda: _student(config, asks)
     # last, because a hub id without a network is tried several times
     checks[f"student {config.student.init}"] = lambda: check_init(config.student.init)
     return [_check(what, function) for what, function in checks.items()]
+
+
+def _teacher(config: RunConfig, asks: bool) -> None:
+    from step_ray.collect import read_key
+
+    teacher = config.teacher
+    key = read_key("teacher.api_key_env", teacher.api_key_env)
+    tokens = ("teacher.max_tokens", teacher.max_tokens)
+    _endpoint("teacher", teacher.base_url, teacher.model, key, tokens, asks)
+
+
+def _student(config: RunConfig, asks: bool) -> None:
+    from step_ray.collect import read_key
+
+    given, where = config.collect.endpoint, "collect.endpoint"
+    assert given is not None
+    key = read_key(f"{where}.api_key_env", given.api_key_env) if given.api_key_env else NO_KEY
+    tokens = ("collect.max_new_tokens", config.collect.max_new_tokens)
+    _endpoint(where, given.base_url, given.model, key, tokens, asks)
+
+
+def _endpoint(
+    where: str, base_url: str, model: str, key: str, tokens: tuple[str, int], asks: bool
+) -> None:
+    check_endpoint(where, base_url, model, key, timeout_s=10.0)
+    if asks:
+        check_chat(where, base_url, model, key, 10.0, tokens)
 
 
 def _local_resources(config: RunConfig, stages: Sequence[str]) -> None:
@@ -122,13 +149,15 @@ def run(
     stages = build_stages(config)
     chosen = [s for s in stages if only is None or s.name in only]
     folder = RunFolder(config.run_dir)
-    todo = [stage.name for stage in _to_do(folder, chosen, redo)]
+    todo = [stage.name for stage in _to_do(folder, chosen, redo, config.collect.retry_errors)]
     if not todo:
         reporter.line("every stage is done already")
+        for stage in chosen:
+            _tell_unfinished(folder, stage, reporter)
         return
     _refuse_missing_needs(folder, chosen)
     # before the lock, which is a file: a wrong input leaves none
-    for check in preflight(config, todo):
+    for check in preflight(config, todo, ask=True):
         if check.error:
             raise check.error
     with folder.locked(), connected(config.ray):
@@ -146,7 +175,9 @@ def _refuse_missing_needs(folder: RunFolder, stages: Sequence[Stage]) -> None:
     """Stages come in the order of the line, so a need among them is done when its turn is over."""
     names = {stage.name for stage in stages}
     for stage in stages:
-        missing = [n for n in stage.needs if n not in names and folder.state(n).status != DONE]
+        missing = [
+            n for n in stage.needs if n not in names and folder.state(n).status not in FINISHED
+        ]
         if missing:
             raise RunStateError(
                 f"stage {stage.name} needs {', '.join(missing)};"
@@ -154,8 +185,11 @@ def _refuse_missing_needs(folder: RunFolder, stages: Sequence[Stage]) -> None:
             )
 
 
-def _to_do(folder: RunFolder, stages: Sequence[Stage], redo: bool) -> list[Stage]:
-    """The stages that are not done; refuses changed settings before any work, unless `redo`.
+def _to_do(
+    folder: RunFolder, stages: Sequence[Stage], redo: bool, retry_errors: bool
+) -> list[Stage]:
+    """The stages that are not done, or have errors to be played again; refuses changed settings
+    before any work, unless `redo`.
 
     A change upstream shows downstream only once the upstream stage has been made again, so each
     stage is checked a second time when its turn comes.
@@ -164,15 +198,22 @@ def _to_do(folder: RunFolder, stages: Sequence[Stage], redo: bool) -> list[Stage
     extended: set[str] = set()
     for stage in stages:
         changes = folder.changes(stage.name, _settings(folder, stage))
-        if _only_raises_limits(stage, changes):
+        retries = retry_errors and _num_errors(folder.state(stage.name).summary) > 0
+        if _only_raises_limits(stage, changes) or (retries and not changes):
             extended.add(stage.name)
         elif changes and not redo:
             raise RunStateError(_refusal(folder, stage, changes))
         elif extended.intersection(stage.needs) and folder.digest(stage.name) and not redo:
             raise RunStateError(_outdated(folder, stage, extended))
-        if changes or folder.state(stage.name).status != DONE:
+        if changes or retries or folder.state(stage.name).status not in FINISHED:
             todo.append(stage)
     return todo
+
+
+def _num_errors(summary: Mapping[str, Any]) -> int:
+    """Episodes that ended by an error, in a summary of one or of several lists."""
+    lists = [summary, *(part for part in summary.values() if isinstance(part, Mapping))]
+    return sum(int(part.get("num_errors", 0)) for part in lists)
 
 
 def _only_raises_limits(stage: Stage, changes: Sequence[Change]) -> bool:
@@ -206,12 +247,15 @@ def _run_stage(folder: RunFolder, stage: Stage, context: StageContext, redo: boo
     extends = _only_raises_limits(stage, changes)
     if changes and not extends and not redo:
         raise RunStateError(_refusal(folder, stage, changes))
-    status = STARTED if extends else folder.state(stage.name).status
+    state = folder.state(stage.name)
+    retries = context.config.collect.retry_errors and _num_errors(state.summary) > 0
+    status = STARTED if extends or retries else state.status
     if changes and not extends:
         folder.set_aside(stage.name, [context.root / output for output in stage.outputs])
         status = None
-    if status == DONE:
+    if status in FINISHED:
         context.reporter.line(f"[green]done[/]    {stage.name}")
+        _tell_unfinished(folder, stage, context.reporter)
         return
     verb = "go on" if status == STARTED else "start"
     context.reporter.line(f"[bold]{verb:<7}[/] [bold]{stage.name}[/]")
@@ -220,9 +264,15 @@ def _run_stage(folder: RunFolder, stage: Stage, context: StageContext, redo: boo
     summary = stage.run(context)
     seconds = time.monotonic() - started
     folder.finish(stage.name, settings, summary, seconds)
-    context.reporter.line(
-        f"[green]done[/]    {stage.name} [dim]in {seconds:.0f} s[/] {_brief(summary)}"
-    )
+    word = "[yellow]part[/]" if summary.get(UNFINISHED) else "[green]done[/]"
+    context.reporter.line(f"{word}    {stage.name} [dim]in {seconds:.0f} s[/] {_brief(summary)}")
+    _tell_unfinished(folder, stage, context.reporter)
+
+
+def _tell_unfinished(folder: RunFolder, stage: Stage, reporter: Reporter) -> None:
+    line = folder.state(stage.name).unfinished
+    if line:
+        reporter.line(f"  [yellow]{stage.name}: {line}[/]")
 
 
 def _brief(summary: Any) -> str:

@@ -7,7 +7,7 @@ It refuses only what is certain: sums that do not fit, and single workers that n
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from step_ray.config import BASE, RayConfig, RunConfig, TrainConfig
 
@@ -21,6 +21,19 @@ Amounts = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node of a cluster."""
+
+    amounts: Amounts
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray's labels, those that Ray sets itself too."""
+
+    def get(self, name: str) -> float:
+        """How much it has of a resource."""
+        return self.amounts.get(name, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
     """Processes of one kind that have to run at the same time."""
 
@@ -28,24 +41,40 @@ class Demand:
     """The setting to name."""
     count: int
     each: Amounts
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Label -> what a node must have there, in Ray's words; see `has_label`."""
 
     def __str__(self) -> str:
         amounts = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items() if amount)
-        return f"{self.key}: {self.count} x ({amounts})"
+        where = "".join(f" on {label}: {value}" for label, value in self.labels.items())
+        return f"{self.key}: {self.count} x ({amounts}{where})"
 
     def total(self, name: str) -> float:
         """What all of them take of one resource."""
         return self.count * self.each.get(name, 0.0)
 
 
-def local_nodes(config: RayConfig, *, with_gpus: bool) -> list[Amounts]:
+def has_label(node: Node, label: str, wanted: str) -> bool:
+    """Whether Ray's label selector `label: wanted` takes a node.
+
+    `wanted` is `value`, `in(a,b)`, or one of these with `!` before it, which takes nodes without
+    the label too.
+    """
+    is_negated, words = wanted.startswith("!"), wanted.removeprefix("!")
+    values = [words]
+    if words.startswith("in(") and words.endswith(")"):
+        values = [value.strip() for value in words[3:-1].split(",")]
+    return (node.labels.get(label) in values) is not is_negated
+
+
+def local_nodes(config: RayConfig, *, with_gpus: bool) -> list[Node]:
     """The one node of the cluster that `connected` starts for `ray.address: local`."""
     num_gpus = 0
     if with_gpus:
         import torch
 
         num_gpus = torch.cuda.device_count()
-    return [{"CPU": logical_cpus(config), "GPU": num_gpus}]
+    return [Node(amounts={"CPU": logical_cpus(config), "GPU": num_gpus})]
 
 
 def logical_cpus(config: RayConfig) -> int:
@@ -58,38 +87,63 @@ def needs_gpus(config: RunConfig) -> bool:
     return bool(config.train.use_gpu or config.arm_train().use_gpu or config.serve.gpus_per_replica)
 
 
-def fault(config: RunConfig, stages: Sequence[str], nodes: Sequence[Amounts]) -> str | None:
+def fault(config: RunConfig, stages: Sequence[str], nodes: Sequence[Node]) -> str | None:
     """Why the stages can never run on these nodes; None when they may."""
     for demands in together(config, stages):
+        for demand in demands:
+            if demand.labels and not any(_takes(node, demand) for node in nodes):
+                return _label_line(demand, nodes)
         for name in ("CPU", "GPU"):
-            have = sum(node.get(name, 0.0) for node in nodes)
+            have = sum(node.get(name) for node in nodes)
             if sum(demand.total(name) for demand in demands) > have:
                 return _line(max(demands, key=lambda d: d.total(name)), demands, nodes)
         for demand in demands:
-            if sum(_places(demand.each, node) for node in nodes) < demand.count:
-                return _line(demand, [demand], nodes)
+            fit = [node for node in nodes if _takes(node, demand)]
+            if sum(_places(demand.each, node) for node in fit) < demand.count:
+                return _line(demand, [demand], fit)
     return None
+
+
+def _takes(node: Node, demand: Demand) -> bool:
+    return all(has_label(node, label, wanted) for label, wanted in demand.labels.items())
+
+
+def _label_line(demand: Demand, nodes: Sequence[Node]) -> str:
+    wanted = ", ".join(f"{label}: {value}" for label, value in demand.labels.items())
+    found = sorted({node.labels.get(label, "none") for node in nodes for label in demand.labels})
+    return (
+        f"collect.node_labels: no node of the cluster has {wanted} (there: {', '.join(found)});"
+        " label nodes with `ray start --labels`, or mend the setting"
+    )
 
 
 def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
     """The lists of demands that have to be met at the same time while these stages run."""
     rollouts = [
-        Demand(key="collect.cpus_per_actor", count=1, each={"CPU": config.collect.cpus_per_actor}),
+        Demand(
+            key="collect.cpus_per_actor",
+            count=config.collect.min_actors,
+            each={"CPU": config.collect.cpus_per_actor},
+            labels=config.collect.node_labels,
+        ),
         Demand(key="the reader of the task list", count=1, each={"CPU": READER_CPUS}),
     ]
     serve = config.serve
     cpus = serve.cpus_per_replica if serve.engine == "transformers" else 0.0
     each = {"CPU": cpus, "GPU": serve.gpus_per_replica}
     replicas = Demand(key="serve.num_replicas", count=serve.num_replicas, each=each)
-    moments = [rollouts] if "expert" in stages else []
-    if any(name == "collect" or name.startswith("evaluate:") for name in stages):
+    # a student behind an address takes nothing of this cluster
+    is_serving_student = "collect" in stages and config.collect.endpoint is None
+    plays_alone = "expert" in stages or ("collect" in stages and not is_serving_student)
+    moments = [rollouts] if plays_alone else []
+    if is_serving_student or any(name.startswith("evaluate:") for name in stages):
         moments.append([replicas, *rollouts])
     for name in stages:
         if name.startswith("train:"):
             is_base = name == f"train:{BASE}"
             workers = _workers(config.train if is_base else config.arm_train())
             # the agent of the collection is served on while the arms train, unless it holds a GPU
-            is_serving = not is_base and "collect" in stages and not serve.gpus_per_replica
+            is_serving = not is_base and is_serving_student and not serve.gpus_per_replica
             moments.append([workers, replicas] if is_serving else [workers])
     return moments
 
@@ -99,27 +153,33 @@ def _workers(train: TrainConfig) -> Demand:
     return Demand(key="train.num_workers", count=train.num_workers, each=each)
 
 
-def _places(each: Amounts, node: Amounts) -> int:
+def _places(each: Amounts, node: Node) -> int:
     """How many processes a node can hold."""
-    rooms = [int((node.get(name, 0.0) + 1e-6) / amount) for name, amount in each.items() if amount]
+    rooms = [int((node.get(name) + 1e-6) / amount) for name, amount in each.items() if amount]
     return min(rooms, default=1)
 
 
-def _line(demand: Demand, demands: Sequence[Demand], nodes: Sequence[Amounts]) -> str:
+def _line(demand: Demand, demands: Sequence[Demand], nodes: Sequence[Node]) -> str:
     beside = " and ".join(str(other) for other in demands if other is not demand)
-    have = ", ".join(f"{sum(n.get(name, 0.0) for n in nodes):g} {name}" for name in ("CPU", "GPU"))
+    have = ", ".join(f"{sum(n.get(name) for n in nodes):g} {name}" for name in ("CPU", "GPU"))
     where = "the cluster has" if len(nodes) == 1 else f"the {len(nodes)} nodes of the cluster have"
+    if demand.labels and demands == [demand]:
+        where = "the nodes with these labels have"
     return (
         f"{demand} does not fit{' beside ' + beside if beside else ''}; {where} {have};"
         " lower it or use a larger cluster"
     )
 
 
-def cluster_nodes() -> list[Amounts]:
-    """The resources of the living nodes of the cluster that Ray is connected to."""
+def cluster_nodes() -> list[Node]:
+    """The resources and labels of the living nodes of the cluster that Ray is connected to."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [
+        Node(amounts=node["Resources"], labels=node["Labels"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def can_grow() -> bool:

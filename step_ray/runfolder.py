@@ -19,7 +19,11 @@ from typing import Any
 from step_ray.errors import RunStateError
 from step_ray.store import read_json, write_json
 
-DONE, STARTED = "done", "started"
+DONE, PARTIAL, STARTED = "done", "partial", "started"
+FINISHED = frozenset({DONE, PARTIAL})
+"""States in which others may use what a stage has made."""
+UNFINISHED = "unfinished"
+"""Key of a summary: a line on what is missing and how to go on; empty when nothing is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +31,14 @@ class StageState:
     """What the folder knows of one stage."""
 
     status: str | None
-    """`done`, `started` (killed or running), or None: never begun."""
+    """`done`; `partial`: all that its limits allowed; `started`: killed, failed or running; None:
+    never begun."""
     summary: Mapping[str, Any]
+
+    @property
+    def unfinished(self) -> str:
+        """What a partial stage lacks, and how to go on; empty when it lacks nothing."""
+        return str(self.summary.get(UNFINISHED, "")) if self.status == PARTIAL else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,27 +93,34 @@ class RunFolder:
         return StageState(status=record.get("status"), summary=record.get("summary", {}))
 
     def digest(self, stage: str) -> str:
-        """Fingerprint of the settings that a stage was begun with; empty if it never was."""
-        return str(self._record(stage).get("fingerprint", ""))
+        """What a stage's outcome follows from: fingerprint of its settings, and how often it was
+        reopened since; empty if it was never begun."""
+        record = self._record(stage)
+        reopened = f"+{record['reopened']}" if record.get("reopened") else ""
+        return str(record.get("fingerprint", "")) + reopened
 
     def changes(self, stage: str, settings: Mapping[str, Any]) -> list["Change"]:
         """The settings that differ from the stage's record."""
         record = self._record(stage)
         if not record or record["fingerprint"] == fingerprint(settings):
             return []
-        old, new = _flat(record["settings"]), _flat(json.loads(json.dumps(settings, default=str)))
-        keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-        return [Change(key=k, old=old.get(k), new=new.get(k)) for k in keys]
+        return differences(record["settings"], settings)
 
     def begin(self, stage: str, settings: Mapping[str, Any]) -> None:
-        """Note that a stage is being worked on."""
-        self._write(stage, settings, STARTED, {})
+        """Note that a stage is being worked on; one that was finished is thereby reopened."""
+        record = self._record(stage)
+        is_same = record.get("fingerprint") == fingerprint(settings)
+        times = record.get("reopened", 0) if is_same else 0
+        reopens = is_same and record["status"] in FINISHED
+        self._write(stage, settings, STARTED, {}, times + reopens)
 
     def finish(
         self, stage: str, settings: Mapping[str, Any], summary: Mapping[str, Any], seconds: float
     ) -> None:
-        """Note that a stage is complete."""
-        self._write(stage, settings, DONE, summary, seconds=seconds)
+        """Note that a stage is complete, or partial where its summary says what is missing."""
+        status = PARTIAL if summary.get(UNFINISHED) else DONE
+        reopened = self._record(stage).get("reopened", 0)
+        self._write(stage, settings, status, summary, reopened, seconds=seconds)
 
     def set_aside(self, stage: str, outputs: Sequence[Path]) -> None:
         """Move a stage's outputs and record to `replaced/`, so that it is made again."""
@@ -120,6 +137,7 @@ class RunFolder:
         settings: Mapping[str, Any],
         status: str,
         summary: Mapping[str, Any],
+        reopened: int,
         **more: Any,
     ) -> None:
         write_json(
@@ -130,6 +148,7 @@ class RunFolder:
                 "fingerprint": fingerprint(settings),
                 "settings": json.loads(json.dumps(settings, default=str)),
                 "summary": dict(summary),
+                "reopened": reopened,
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "pid": os.getpid(),
                 **more,
@@ -143,6 +162,13 @@ class RunFolder:
 
     def _file(self, stage: str) -> Path:
         return self.path / "stages" / f"{_file_name(stage)}.json"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """The values that differ, nested keys joined by dots."""
+    was, now = _flat(old), _flat(json.loads(json.dumps(new, default=str)))
+    keys = [k for k in {**was, **now} if was.get(k) != now.get(k)]
+    return [Change(key=k, old=was.get(k), new=now.get(k)) for k in keys]
 
 
 def _file_name(stage: str) -> str:

@@ -9,12 +9,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from step_ray.callcache import CallCache
 from step_ray.config import CollectConfig, RunConfig, expand_path
+from step_ray.desk import Start
 from step_ray.envs import make_env
 from step_ray.errors import ConfigError
 from step_ray.gate import Answer, Ask, DeskGate, Gate, Settled
@@ -23,7 +24,7 @@ from step_ray.records import to_row
 from step_ray.rollout import EpisodeSettings, run_episode, trajectory_id
 from step_ray.tasks import TASK_SCHEMA, task_from_row
 from step_ray.teacher import ExpertStudent, LLMTeacher, OracleTeacher, Teacher
-from step_ray.teacher_config import Price, TeacherConfig
+from step_ray.teacher_config import TEACHER_ADDRESS, Price, TeacherConfig
 from step_ray.types import Source, Step, StopReason, Task, Trajectory
 
 
@@ -71,11 +72,21 @@ class EpisodePlan:
     references: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     """Task id -> golden steps, for `teacher.reference`."""
     num_actors: int = 1
+    min_actors: int = 1
+    node_labels: Mapping[str, str] = field(default_factory=dict)
+    """Where actors may run, see `CollectConfig.node_labels`."""
     episodes_per_actor: int = 32
     cpus_per_actor: float = 0.5
     rows_per_shard: int = 16
     max_error_share: float = 0.0
     """Share of the episodes that may end by a fault of the machinery."""
+    max_errors: int | None = None
+    errors_judged_after: int = 20
+    retry_errors: bool = False
+    max_starts: int = 5
+    """These four: see `CollectConfig`."""
+    job_seed: int = 0
+    """Seed of the run; part of the identity, because generated tasks follow from it."""
     prices: Mapping[str, Price] = field(default_factory=dict)
     """Model -> its price."""
     cache_dir: str | None = None
@@ -85,6 +96,27 @@ class EpisodePlan:
     def uses_expert(self) -> bool:
         """The environment's expert plays or teaches."""
         return self.student is None or (self.teacher is not None and self.teacher.kind == "oracle")
+
+    def identity(self) -> dict[str, Any]:
+        """What makes episodes those of one collection, however fast and wherever they are played.
+
+        Plain JSON. Addresses, limits of time and the budget are no part of it.
+        """
+        settings = asdict(self.settings)
+        for name in ("step_timeout_s", "episode_timeout_s"):
+            settings.pop(name)
+        teacher = self.teacher and self.teacher.model_dump(mode="json", exclude=TEACHER_ADDRESS)
+        if teacher:
+            teacher.pop("budget")
+        return {
+            "source": self.source.value,
+            "env": self.env,
+            "env_options": dict(self.env_options),
+            "settings": settings,
+            "student": self.student.model if self.student else "expert",
+            "teacher": teacher,
+            "seed": self.job_seed,
+        }
 
     @classmethod
     def from_config(
@@ -110,12 +142,19 @@ class EpisodePlan:
             teacher=teacher,
             references=references or {},
             num_actors=collect.num_actors,
+            min_actors=collect.min_actors,
+            node_labels=collect.node_labels,
             episodes_per_actor=1
             if one_at_a_time
             else episodes_per_actor or collect.episodes_per_actor,
             cpus_per_actor=collect.cpus_per_actor,
             rows_per_shard=collect.rows_per_shard,
             max_error_share=collect.max_error_share,
+            max_errors=collect.max_errors,
+            errors_judged_after=collect.errors_judged_after,
+            retry_errors=collect.retry_errors,
+            max_starts=collect.max_starts,
+            job_seed=config.seed,
             prices=config.prices,
             cache_dir=_cache_dir(config),
         )
@@ -159,8 +198,9 @@ class EpisodeRunner:
         self._plan = plan
         self._desk = desk
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="env")
-        self._student: ChatModel | None = None
+        self._student: OpenAIChat | None = None
         self._teacher: Teacher | None = None
+        self._clients: list[OpenAIChat] = []
 
     def _open(self, task: Task) -> ChatModel:
         """Who plays the task; clients are made inside the event loop that uses them."""
@@ -176,13 +216,20 @@ class EpisodeRunner:
                 max_concurrency=plan.episodes_per_actor,
                 price=plan.prices.get(plan.student.model),
             )
+            self._clients.append(self._student)
         return self._student
 
     def _make_teacher(self) -> Teacher | None:
-        if self._plan.teacher is None:
+        config = self._plan.teacher
+        if config is None:
             return None
-        gate = DeskGate(self._serve) if self._desk is not None else None
-        return make_teacher(self._plan, self._plan.teacher, gate)
+        gate = DeskGate(self._serve) if self._desk is not None and config.needs_desk else None
+        if config.kind == "oracle":
+            return OracleTeacher(self._plan.env, gate)
+        client = teacher_client(self._plan, config, gate)
+        self._clients.append(client)
+        cache = CallCache(Path(self._plan.cache_dir)) if self._plan.cache_dir else None
+        return LLMTeacher(client, config, cache)
 
     async def _serve(
         self, asks: Sequence[Ask], settled: Sequence[Settled], pause_s: float
@@ -190,29 +237,42 @@ class EpisodeRunner:
         answer: Answer = await self._desk.serve.remote(asks, settled, pause_s)
         return answer
 
-    async def _may_start(self) -> bool:
-        return self._desk is None or bool(await self._desk.may_start.remote())
-
     async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Play the episode of one manifest row; gives its id and its record as JSON.
+        """Play the episode of one manifest row.
 
-        The record is empty when the budget let no episode start any more.
+        Returns:
+            Its id; its record as JSON, empty when the budget let no episode start any more; and
+            the line of an endpoint that refuses everybody, empty where none does.
         """
         seed = int(row["seed"])
         task = task_from_row({name: row[name] for name in TASK_SCHEMA.names})
+        name = trajectory_id(task.task_id, self._plan.source, seed)
         try:
-            if not await self._may_start():
-                name = trajectory_id(task.task_id, self._plan.source, seed)
-                return {"trajectory_id": name, "record": ""}
-            trajectory = await self._play(task, seed)
+            trajectory = await self._counted(name, task, seed)
         except Exception as exc:
             # a raised error would drop the sibling episodes of this actor, so it becomes a row
             line = (str(exc).splitlines() or [""])[0]
             trajectory = _failed(task, self._plan, seed, f"{type(exc).__name__}: {line}")
-        return {
-            "trajectory_id": trajectory.trajectory_id,
-            "record": json.dumps(to_row(trajectory), ensure_ascii=False),
-        }
+        record = json.dumps(to_row(trajectory), ensure_ascii=False) if trajectory else ""
+        refusal = next((client.refusal for client in self._clients if client.refusal), "")
+        return {"trajectory_id": name, "record": record, "refusal": refusal}
+
+    async def _counted(self, name: str, task: Task, seed: int) -> Trajectory | None:
+        """The episode, if the desk lets it begin; the desk knows when it is over."""
+        if self._desk is None:
+            return await self._play(task, seed)
+        start = await self._desk.start.remote(name)
+        if start == Start.BUDGET:
+            return None
+        if start == Start.FATAL:
+            times = self._plan.max_starts
+            return _failed(
+                task, self._plan, seed, f"collect.max_starts: {times} actors died while playing it"
+            )
+        try:
+            return await self._play(task, seed)
+        finally:
+            await self._desk.end.remote(name)
 
     async def _play(self, task: Task, seed: int) -> Trajectory:
         plan = self._plan
@@ -234,19 +294,16 @@ class EpisodeRunner:
             await asyncio.get_running_loop().run_in_executor(self._executor, env.close)
 
 
-def make_teacher(plan: EpisodePlan, config: TeacherConfig, gate: Gate | None) -> Teacher:
-    """The teacher that the configuration names, with its cache, behind its gate."""
-    if config.kind == "oracle":
-        return OracleTeacher(plan.env, gate)
+def teacher_client(plan: EpisodePlan, config: TeacherConfig, gate: Gate | None) -> OpenAIChat:
+    """A client of the teacher that the configuration names, behind its gate."""
     endpoint = Address(base_url=config.base_url, model=config.model, api_key_env=config.api_key_env)
-    model = endpoint.connect(
+    return endpoint.connect(
         timeout_s=config.try_timeout_s,
         call_timeout_s=config.timeout_s,
         max_concurrency=config.max_concurrency,
         price=plan.prices.get(config.model),
         gate=gate,
     )
-    return LLMTeacher(model, config, CallCache(Path(plan.cache_dir)) if plan.cache_dir else None)
 
 
 def _failed(task: Task, plan: EpisodePlan, seed: int, error: str) -> Trajectory:

@@ -6,23 +6,19 @@ run folder only; whether it has to run at all is pipeline.py's business.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from step_ray.config import BASE, RunConfig
 from step_ray.progress import Reporter
+from step_ray.teacher_config import TEACHER_ADDRESS
 from step_ray.types import Source, Trajectory
 
-SPEED_ONLY = {"num_actors", "episodes_per_actor", "cpus_per_actor", "rows_per_shard"}
-"""Settings of `collect` that change how fast, not what."""
-TEACHER_ADDRESS: dict[str, Any] = {
-    **dict.fromkeys(("base_url", "api_key_env", "max_concurrency", "timeout_s"), True),
-    **dict.fromkeys(("try_timeout_s", "requests_per_minute", "tokens_per_minute"), True),
-    **dict.fromkeys(("cache", "cache_dir"), True),
-    "budget": {"at_limit"},
+SPEED_ONLY = {
+    *("num_actors", "min_actors", "node_labels", "episodes_per_actor", "cpus_per_actor"),
+    *("rows_per_shard", "max_error_share", "max_errors", "errors_judged_after", "retry_errors"),
+    "max_starts",
 }
-"""Where and how fast the teacher answers, and what of it is paid again; which model it is stays a
-setting."""
+"""Settings of `collect` that change how fast and with how many faults, not what."""
 TRAIN_SPEED_ONLY = {"cpus_per_worker", "checkpoint_every", "max_failures"}
 """The same of `train`; not the number of workers: sums in another order differ."""
 
@@ -133,11 +129,12 @@ def _expert(config: RunConfig) -> Stage:
     settings = {**_episode_settings(config), "lists": lists}
 
     def run(context: StageContext) -> Mapping[str, Any]:
+        from step_ray.listplay import play_list
         from step_ray.runner import EpisodePlan
 
         plan = EpisodePlan.from_config(config, Source.EXPERT, student=None)
         return {
-            out: _play(context, plan, tasks, f"trajectories/{out}", (config.seed,))
+            out: play_list(context, plan, tasks, f"trajectories/{out}", (config.seed,))
             for out, tasks in lists.items()
         }
 
@@ -275,18 +272,20 @@ def _fit(context: StageContext, name: str, from_base: bool) -> Mapping[str, Any]
 
 
 def _collect(config: RunConfig) -> Stage:
+    endpoint = config.collect.endpoint
     settings = {
         **_episode_settings(config),
         "teacher": config.teacher.model_dump(exclude=TEACHER_ADDRESS),
-        "collect": config.collect.model_dump(exclude={*SPEED_ONLY, "max_error_share"}),
+        "collect": config.collect.model_dump(exclude={*SPEED_ONLY, "endpoint"}),
+        **({"student": endpoint.model} if endpoint else {}),
         "seed": config.seed,
     }
 
     def run(context: StageContext) -> Mapping[str, Any]:
-        from step_ray.runner import Address, EpisodePlan
+        from step_ray.listplay import play_list
+        from step_ray.runner import EpisodePlan
         from step_ray.store import read_trajectories
 
-        endpoint = context.serve(BASE)
         references = {}
         if config.teacher.reference:
             golden = read_trajectories(context.root / "trajectories/golden_collect")
@@ -294,16 +293,15 @@ def _collect(config: RunConfig) -> Stage:
         plan = EpisodePlan.from_config(
             config,
             Source.SELF_REFLECTED,
-            student=Address(
-                base_url=endpoint.base_url, model=BASE, api_key_env=config.serve.api_key_env
-            ),
+            student=_student_address(context),
             teacher=config.teacher,
             temperature=config.collect.temperature,
             references=references,
         )
-        return _play(context, plan, "collect", "trajectories/collect", (config.seed,))
+        return play_list(context, plan, "collect", "trajectories/collect", (config.seed,))
 
-    needs = ("tasks", "train:base", *(("expert",) if config.teacher.reference else ()))
+    student = () if endpoint else ("train:base",)
+    needs = ("tasks", *student, *(("expert",) if config.teacher.reference else ()))
     return Stage(
         name="collect",
         needs=needs,
@@ -312,6 +310,17 @@ def _collect(config: RunConfig) -> Stage:
         run=run,
         limits=frozenset(f"teacher.budget.{name}" for name in ("calls", "tokens", "money")),
     )
+
+
+def _student_address(context: StageContext) -> Any:
+    """Where the student of the collection answers; the base agent is served if it has to be."""
+    from step_ray.runner import Address
+
+    given, serve = context.config.collect.endpoint, context.config.serve
+    if given is not None:
+        return Address(base_url=given.base_url, model=given.model, api_key_env=given.api_key_env)
+    served = context.serve(BASE)
+    return Address(base_url=served.base_url, model=BASE, api_key_env=serve.api_key_env)
 
 
 def _evaluate(config: RunConfig, model: str) -> Stage:
@@ -325,16 +334,19 @@ def _evaluate(config: RunConfig, model: str) -> Stage:
 
     def run(context: StageContext) -> Mapping[str, Any]:
         from step_ray.evaluate import evaluate
+        from step_ray.listplay import shown_episodes
 
         endpoint = context.serve(model)
-        with context.reporter.counter(f"evaluate {model}", config.tasks.num_eval) as counter:
+        total = config.tasks.num_eval * len(config.evaluate.seeds)
+        with shown_episodes(context.reporter, f"evaluate {model}", total) as shown:
             report = evaluate(
                 config,
                 model=model,
                 base_url=endpoint.base_url,
                 tasks_file=context.root / "tasks/evaluate.parquet",
                 out_dir=context.root / "evaluate" / model,
-                on_episode=counter.update,
+                on_episode=shown.add,
+                on_begin=shown.begin,
             )
         return asdict(report)
 
@@ -360,39 +372,3 @@ def _report(config: RunConfig, needs: list[str]) -> Stage:
         outputs=("report",),
         run=run,
     )
-
-
-def _play(
-    context: StageContext, plan: Any, tasks: str, out: str, seeds: tuple[int, ...]
-) -> dict[str, Any]:
-    """Play a task list under a live counter; gives the summary of what is on disk."""
-    from step_ray.collect import row_mapper, run_episodes
-    from step_ray.envs import task_source
-    from step_ray.store import Outcome
-    from step_ray.tasks import read_tasks
-
-    todo = read_tasks(context.root / "tasks" / f"{tasks}.parquet")
-    if plan.uses_expert:
-        source = task_source(context.config.env.name)
-        todo = source.equip(context.config, todo, row_mapper(context.config.collect))
-    done = wins = corrections = 0
-    money = 0.0
-    with context.reporter.counter(Path(out).name, len(todo) * len(seeds)) as counter:
-
-        def on_episode(outcome: Outcome) -> None:
-            nonlocal done, wins, corrections, money
-            done += 1
-            wins += outcome.success
-            corrections += outcome.num_corrections
-            note = f"{wins} won"
-            if plan.teacher:
-                note += f", {corrections / done:.1f} corrections each"
-            money += outcome.usage.teacher_cost + outcome.usage.student_cost
-            if money:
-                note += f", cost {money:,.2f}"
-            counter.update(done, note)
-
-        summary = run_episodes(todo, plan, context.root / out, seeds=seeds, on_episode=on_episode)
-    for line in summary.notices():
-        context.reporter.line(f"  [yellow]{line}[/]")
-    return asdict(summary)

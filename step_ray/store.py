@@ -43,8 +43,11 @@ class Outcome:
     stop_reason: StopReason
     num_steps: int
     num_corrections: int
+    """Steps that the teacher wrote."""
     usage: Usage
     error: str | None = None
+    is_taught: bool = False
+    """There was a teacher."""
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> "Outcome":
@@ -57,11 +60,12 @@ class Outcome:
             num_corrections=sum(s.kind is StepKind.CORRECTION for s in trajectory.steps),
             usage=trajectory.usage,
             error=trajectory.error,
+            is_taught="teacher" in trajectory.models,
         )
 
 
 _OUTCOME_COLUMNS = (
-    *("trajectory_id", "success", "stop_reason", "error", "usage"),
+    *("trajectory_id", "success", "stop_reason", "error", "usage", "models"),
     "steps.list.element.kind",
 )
 
@@ -123,6 +127,7 @@ def _outcome(row: Mapping[str, Any]) -> Outcome:
         num_corrections=sum(s["kind"] == StepKind.CORRECTION for s in row["steps"]),
         usage=usage_from_row(row["usage"]),
         error=row["error"],
+        is_taught="teacher" in dict(row["models"]),
     )
 
 

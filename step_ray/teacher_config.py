@@ -3,13 +3,32 @@
 Takes plain values, gives a `TeacherConfig`. It opens no connection and reads no key.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from step_ray.env_config import Section
 from step_ray.spending import NOTHING, Spending
+
+TEACHER_ADDRESS: dict[str, Any] = {
+    **dict.fromkeys(("base_url", "api_key_env", "max_concurrency", "timeout_s"), True),
+    **dict.fromkeys(("try_timeout_s", "requests_per_minute", "tokens_per_minute"), True),
+    **dict.fromkeys(("cache", "cache_dir"), True),
+    "budget": {"at_limit"},
+}
+"""Where and how fast the teacher answers, and what of it is paid again; which model it is stays a
+setting."""
+
+
+def refuse_secret(url: str) -> str:
+    """A validator of addresses: they are written down and shown, so they hold no password."""
+    # not quoted: the message would show what must not be shown
+    if "@" in url.partition("://")[2].partition("/")[0] or "?" in url:
+        raise PydanticCustomError(
+            "secret_in_url", "an address with a password or a query; put the key in api_key_env"
+        )
+    return url
 
 
 class Price(Section):
@@ -114,12 +133,4 @@ class TeacherConfig(Section):
             raise ValueError("teacher.kind is 'llm': give teacher.base_url and teacher.model")
         return self
 
-    @field_validator("base_url")
-    @classmethod
-    def _address_holds_no_secret(cls, value: str) -> str:
-        # not quoted: the message would show what must not be shown
-        if "@" in value.partition("://")[2].partition("/")[0] or "?" in value:
-            raise PydanticCustomError(
-                "secret_in_url", "an address with a password or a query; put the key in api_key_env"
-            )
-        return value
+    _address = field_validator("base_url")(refuse_secret)

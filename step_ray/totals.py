@@ -1,17 +1,15 @@
 """Counts over the episodes of a stage, added up one by one.
 
-Takes outcomes as they are read, gives an `EpisodesSummary` and a refusal when too many ended by a
-fault of the machinery. It keeps no episode.
+Takes outcomes as they are read, gives an `EpisodesSummary`. It keeps no episode.
 """
 
 from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
 
-from step_ray.errors import EpisodesError
 from step_ray.spending import Spending, teacher_spending
 from step_ray.store import Outcome
-from step_ray.types import ERROR_STOPS, Usage
+from step_ray.types import ERROR_STOPS, StopReason, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +29,8 @@ class EpisodesSummary:
     seconds: float
     num_not_started: int = 0
     """Episodes that were asked for and that the teacher's budget let not begin."""
+    num_restarts: int = 0
+    """Episodes of this start that were begun again, because their actor or its node was lost."""
     teacher_cached_calls: int = 0
     """Replies that were read from the cache; not among `teacher_calls`."""
     teacher_unstructured_calls: int = 0
@@ -45,11 +45,23 @@ class EpisodesSummary:
     spent_money: float = 0.0
     """Paid to the teacher so far, for episodes that were lost or played again too."""
 
+    def unfinished(self) -> str:
+        """What the budget kept from being played, and how to go on; empty when nothing was."""
+        num_ended = self.stop_reasons.get(StopReason.BUDGET.value, 0)
+        if not (self.num_not_started or num_ended):
+            return ""
+        return (
+            f"the teacher's budget is spent: {self.num_not_started:,} episodes did not begin,"
+            f" {num_ended:,} were ended on the way, {self.num_episodes - num_ended:,} are whole;"
+            " raise teacher.budget and the same command goes on"
+        )
+
     def notices(self) -> list[str]:
         """What somebody who waits for a collection must not overlook."""
         lines = {
-            "episodes did not begin, because the teacher's budget is spent; raise teacher.budget"
-            " and the same command goes on": self.num_not_started,
+            "episodes ended by an error and were not played again; --retry-errors plays"
+            " them": self.num_errors,
+            "episodes were begun again, because an actor or a node was lost": self.num_restarts,
             "teacher calls went without a schema: the endpoint has no response_format"
             " json_schema": self.teacher_unstructured_calls,
             "entries of the teacher's cache could not be read or written": self.cache_faults,
@@ -58,50 +70,31 @@ class EpisodesSummary:
         return [f"{count:,} {line}" for line, count in lines.items() if count]
 
 
-class Tally:
+class Totals:
     """Adds up episodes, each of which is given once."""
 
     def __init__(self) -> None:
-        self.num_episodes = self.num_success = self._num_steps = 0
+        self._num_episodes = self._num_success = self._num_steps = 0
         self._stops: Counter[str] = Counter()
         self._usage: dict[str, Any] = {field.name: field.default for field in fields(Usage)}
-        self._first_fault: Outcome | None = None
 
     def add(self, outcome: Outcome) -> None:
         """Count one episode."""
-        self.num_episodes += 1
-        self.num_success += outcome.success
+        self._num_episodes += 1
+        self._num_success += outcome.success
         self._num_steps += outcome.num_steps
         self._stops[outcome.stop_reason.value] += 1
         for name in self._usage:
             self._usage[name] += getattr(outcome.usage, name)
-        if outcome.stop_reason in ERROR_STOPS:
-            self._first_fault = self._first_fault or outcome
-
-    @property
-    def faults(self) -> dict[str, int]:
-        """Error stop -> episodes that ended by it."""
-        return {stop.value: n for stop in sorted(ERROR_STOPS) if (n := self._stops[stop.value])}
-
-    def refuse_errors(self, max_share: float) -> None:
-        """A list with holes is no result: numbers made from it would be about the machinery.
-
-        Raises:
-            EpisodesError: more than `max_share` of the episodes ended by an error.
-        """
-        faults, first = self.faults, self._first_fault
-        num = sum(faults.values())
-        if first is None or num <= max_share * self.num_episodes:
-            return
-        raise EpisodesError(
-            f"{num} of {self.num_episodes} episodes ended by an error"
-            f" ({', '.join(f'{stop} {count}' for stop, count in faults.items())}), more than"
-            f" collect.max_error_share {max_share:g} allows; the same command plays these again"
-            f" (first: {first.trajectory_id}: {first.error})"
-        )
 
     def summary(
-        self, *, num_resumed: int, seconds: float, num_wanted: int, spent: Spending
+        self,
+        *,
+        num_resumed: int,
+        seconds: float,
+        num_wanted: int,
+        spent: Spending,
+        num_restarts: int,
     ) -> EpisodesSummary:
         """What was counted.
 
@@ -110,21 +103,23 @@ class Tally:
             seconds: wall time.
             num_wanted: episodes that were asked for.
             spent: what the teacher was paid in all.
+            num_restarts: episodes that were begun more than once.
         """
         usage = Usage(**self._usage)
         paid = teacher_spending([usage])
         return EpisodesSummary(
-            num_episodes=self.num_episodes,
+            num_episodes=self._num_episodes,
             num_resumed=num_resumed,
-            num_success=self.num_success,
-            num_errors=sum(self.faults.values()),
+            num_success=self._num_success,
+            num_errors=sum(self._stops[stop.value] for stop in ERROR_STOPS),
             stop_reasons=dict(sorted(self._stops.items())),
             num_steps=self._num_steps,
             teacher_calls=paid.calls,
             teacher_tokens=paid.tokens,
             retries=usage.retries,
             seconds=seconds,
-            num_not_started=max(0, num_wanted - self.num_episodes),
+            num_restarts=num_restarts,
+            num_not_started=max(0, num_wanted - self._num_episodes),
             teacher_cached_calls=usage.teacher_cached_calls,
             teacher_unstructured_calls=usage.teacher_unstructured_calls,
             cache_faults=usage.cache_faults,

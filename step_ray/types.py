@@ -67,7 +67,7 @@ class StopReason(StrEnum):
 ERROR_STOPS = frozenset(
     {StopReason.ENV_ERROR, StopReason.LLM_ERROR, StopReason.TEACHER_ERROR, StopReason.TIMEOUT}
 )
-"""Stops caused by the machinery, not by the agent: these episodes are retried on resume."""
+"""Stops caused by the machinery, not by the agent: these episodes are played again on request."""
 
 TRUNCATED_STOPS = frozenset({StopReason.MAX_STEPS, StopReason.CONTEXT_LENGTH, StopReason.BUDGET})
 """Stops caused by a limit."""

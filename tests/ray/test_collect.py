@@ -108,7 +108,7 @@ def test_where_nothing_is_missing_nothing_is_written(golden, tasks, tmp_path):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_an_error_is_a_row_and_is_tried_again(tasks, tmp_path):
+def test_an_error_is_a_row_and_is_played_again_on_request(tasks, tmp_path):
     whole, game = Path(tasks[0].params["game"]), tmp_path / "game.tw-pddl"
     game.write_text(whole.read_text()[:500])
     broken = replace(tasks[0], params={"game": str(game)})
@@ -120,7 +120,12 @@ def test_an_error_is_a_row_and_is_tried_again(tasks, tmp_path):
     assert f"{game}: not a readable game file" in error.error
 
     shutil.copy(whole, game)
-    summary = run_episodes(mixed, PLAN, out)
+    tolerant = replace(PLAN, max_error_share=0.34)
+    assert run_episodes(mixed, tolerant, out).num_errors == 1
+    assert on_disk(out) == Counter(ids(mixed))
+    with pytest.raises(EpisodesError, match=r"^1 of 3 episodes .* with --retry-errors"):
+        run_episodes(mixed, PLAN, out)
+    summary = run_episodes(mixed, replace(PLAN, retry_errors=True), out)
     assert (summary.num_errors, summary.num_success, summary.num_resumed) == (0, 3, 2)
     assert [t.trajectory_id for t in read_trajectories(out)] == ids(mixed)
 
@@ -134,13 +139,13 @@ def test_too_many_errors_of_the_whole_list_fail_and_only_they_are_played_again(t
         run_episodes(mixed, plan, out)
     assert str(caught.value) == (
         "2 of 5 episodes ended by an error (env_error 2), more than collect.max_error_share 0.3"
-        " allows; the same command plays these again"
+        " allows; with --retry-errors (collect.retry_errors) the same command plays these again"
         f" (first: alfworld/train/3#expert#0: alfworld/train/3: the game file '{game}' is missing)"
     )
     assert on_disk(out) == Counter(ids(mixed))
 
     shutil.copy(tasks[0].params["game"], game)
-    summary = run_episodes(mixed, plan, out)
+    summary = run_episodes(mixed, replace(plan, retry_errors=True), out)
     assert (summary.num_success, summary.num_errors, summary.num_resumed) == (5, 0, 3)
     assert on_disk(out) == Counter(ids(mixed)) + Counter(ids(broken))
     assert [t.trajectory_id for t in read_trajectories(out)] == ids(mixed)

@@ -195,10 +195,11 @@ def test_at_the_end_few_files_stay_and_many_become_one(tmp_path):
 
 
 def test_a_compactor_merges_while_shards_are_written(tmp_path):
-    with Compactor(tmp_path, fan_in=4) as compactor:
-        for number in range(30):
-            write_shard(tmp_path, [episode(number)])
-            compactor.wrote()
+    compactor = Compactor(tmp_path, fan_in=4)
+    for number in range(30):
+        write_shard(tmp_path, [episode(number)])
+        compactor.wrote()
+    compactor.close(settled=True)
 
     assert len(names(tmp_path)) <= 4
     assert [t.trajectory_id for t in read_trajectories(tmp_path)] == [

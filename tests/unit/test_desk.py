@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from step_ray.desk import HORIZON_S, TeacherDesk, read_ledger, write_ledger
+from step_ray.desk import HORIZON_S, Start, TeacherDesk, read_ledger, write_ledger
 from step_ray.errors import DataError
 from step_ray.gate import Ask, Settled
 from step_ray.spending import NOTHING, Spending
@@ -114,20 +114,20 @@ def test_a_restarted_desk_is_not_owed_what_was_reserved_before_it():
 
 def test_what_was_spent_before_counts():
     desk = make_desk(spent=Spending(calls=7), budget={"calls": 8})
-    assert desk.may_start()
+    assert desk.start("t") is Start.GO
     assert desk.serve([ASK], [], 0.0).turns == (0.0,)
-    assert not desk.may_start()
+    assert desk.start("t") is Start.BUDGET
 
 
 def test_in_flight_episodes_may_finish_while_none_begins():
     desk = make_desk(spent=Spending(calls=8), budget={"calls": 8, "at_limit": "finish"})
-    assert not desk.may_start()
+    assert desk.start("t") is Start.BUDGET
     assert desk.serve([ASK] * 3, [], 0.0).turns == (0.0,) * 3
 
 
 def test_without_a_budget_everything_may_start():
     desk = make_desk(spent=Spending(calls=10**9, tokens=10**9, money=1e9))
-    assert desk.may_start()
+    assert desk.start("t") is Start.GO
     assert desk.serve([ASK], [], 0.0).turns == (0.0,)
 
 
@@ -152,7 +152,7 @@ def test_a_desk_that_starts_again_goes_on_from_its_ledger(tmp_path):
     path = tmp_path / "ledger.json"
     write_ledger(path, Spending(calls=5, tokens=10, money=0.25))
     desk = make_desk(spent=Spending(calls=3, tokens=20), ledger=path, budget={"calls": 5})
-    assert not desk.may_start()
+    assert desk.start("t") is Start.BUDGET
     assert desk.close() == Spending(calls=5, tokens=20, money=0.25)
 
 
@@ -169,3 +169,20 @@ def test_no_ledger_is_nothing_spent_and_it_is_plain_json(tmp_path):
     assert read_ledger(path) == NOTHING
     write_ledger(path, CALL)
     assert json.loads(path.read_text()) == {"calls": 1, "tokens": 100, "money": 0.5}
+
+
+# Starts
+
+
+def test_an_episode_that_takes_its_actor_along_too_often_is_not_begun_again():
+    desk = TeacherDesk(TeacherConfig(), NOTHING, max_starts=3)
+    assert [desk.start("t") for _ in range(4)] == [Start.GO, Start.GO, Start.GO, Start.FATAL]
+    assert (desk.start("other"), desk.num_starts()) == (Start.GO, 4)
+
+
+def test_an_episode_that_ended_is_forgotten():
+    desk = TeacherDesk(TeacherConfig(), NOTHING, max_starts=1)
+    for _ in range(2):
+        assert desk.start("t") is Start.GO
+        desk.end("t")
+    assert desk.num_starts() == 2

@@ -10,14 +10,15 @@ from step_ray import pipeline
 from step_ray.config import parse_config
 from step_ray.errors import ConfigError, RunStateError
 from step_ray.progress import Reporter
+from step_ray.resources import Node
 from step_ray.stages import Stage, build_stages
 
 
 @pytest.fixture
 def line(tmp_path, monkeypatch):
     """Runs `collect -> dataset` with a limit; gives what was printed and made."""
-    monkeypatch.setattr(pipeline, "preflight", lambda config, stages: [])
-    monkeypatch.setattr(pipeline, "cluster_nodes", lambda: [{"CPU": 4.0}])
+    monkeypatch.setattr(pipeline, "preflight", lambda config, stages, ask: [])
+    monkeypatch.setattr(pipeline, "cluster_nodes", lambda: [Node(amounts={"CPU": 4.0})])
     monkeypatch.setattr(pipeline, "can_grow", lambda: False)
     monkeypatch.setattr("step_ray.raysetup.connected", lambda config: contextlib.nullcontext())
     config = parse_config({"name": "r", "output_dir": str(tmp_path)})
@@ -75,11 +76,17 @@ def test_what_was_made_from_less_is_refused_before_any_work_or_made_again(line, 
     assert aside.name.endswith("-dataset")
 
 
+def too_small(config, stages, nodes):
+    return f"{stages} on {nodes[0].get('CPU')} CPU"
+
+
 def test_a_cluster_that_is_too_small_is_refused_unless_it_can_grow(line, monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "fault", lambda config, stages, nodes: f"{stages} on {nodes}")
+    monkeypatch.setattr(
+        pipeline, "fault", lambda config, stages, nodes: f"{stages} on {nodes[0].get('CPU')} CPU"
+    )
     with pytest.raises(ConfigError) as caught:
         line(10)
-    assert str(caught.value) == "['collect', 'dataset'] on [{'CPU': 4.0}]"
+    assert str(caught.value) == "['collect', 'dataset'] on 4.0 CPU"
     assert [path.name for path in (tmp_path / "r").iterdir()] == [".lock"]
     monkeypatch.setattr(pipeline, "can_grow", lambda: True)
     out, made = line(10)

@@ -3,11 +3,11 @@
 import pytest
 
 from step_ray.config import RayConfig, parse_config
-from step_ray.resources import fault, local_nodes
+from step_ray.resources import Node, fault, local_nodes
 from step_ray.stages import build_stages
 
-BOX = [{"CPU": 4.0, "memory": 1e9}]
-GPU_BOX = {"CPU": 8.0, "GPU": 1.0}
+BOX = [Node(amounts={"CPU": 4.0, "memory": 1e9})]
+GPU_BOX = Node(amounts={"CPU": 8.0, "GPU": 1.0})
 
 
 def line(nodes, only=None, **sections):
@@ -55,13 +55,14 @@ def test_a_worker_larger_than_every_node_does_not_fit_though_the_sum_does():
         "train.num_workers: 1 x (5 CPU) does not fit; the 2 nodes of the cluster have 8 CPU, 0 GPU;"
         " lower it or use a larger cluster"
     )
-    assert line([{"CPU": 5.0}], train={"cpus_per_worker": 4}) is None
+    assert line([Node(amounts={"CPU": 5.0})], train={"cpus_per_worker": 4}) is None
 
 
 def test_workers_are_spread_over_nodes_by_all_that_they_need():
     two = {"train": {"num_workers": 2, "use_gpu": True, "cpus_per_worker": 4}}
     assert line([GPU_BOX, GPU_BOX], **two) is None
-    assert line([{"CPU": 16.0}, {"CPU": 1.0, "GPU": 2.0}], **two).startswith("train.num_workers: 2")
+    nodes = [Node(amounts={"CPU": 16.0}), Node(amounts={"CPU": 1.0, "GPU": 2.0})]
+    assert line(nodes, **two).startswith("train.num_workers: 2")
 
 
 def test_only_the_stages_to_do_are_asked_for():
@@ -82,4 +83,6 @@ def test_tenths_of_a_gpu_add_up():
 
 
 def test_a_local_cluster_has_the_cpus_that_it_is_given():
-    assert local_nodes(RayConfig(num_cpus=7), with_gpus=False) == [{"CPU": 7, "GPU": 0}]
+    assert local_nodes(RayConfig(num_cpus=7), with_gpus=False) == [
+        Node(amounts={"CPU": 7, "GPU": 0})
+    ]

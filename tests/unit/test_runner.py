@@ -133,7 +133,7 @@ class LocalDesk:
 
     def __init__(self, desk):
         self.desk = desk
-        self.serve, self.may_start = Handle(desk.serve), Handle(desk.may_start)
+        self.serve, self.start, self.end = map(Handle, (desk.serve, desk.start, desk.end))
 
 
 def play_with_desk(game_row, spent, **budget):
@@ -151,7 +151,10 @@ def play_with_desk(game_row, spent, **budget):
 
 def test_an_episode_that_the_budget_does_not_let_begin_has_no_record(game_row):
     row, paid = play_with_desk(game_row, spent=9, calls=9)
-    assert (row, paid) == ({"trajectory_id": "t#self_reflected#0", "record": ""}, 0)
+    assert (row, paid) == (
+        {"trajectory_id": "t#self_reflected#0", "record": "", "refusal": ""},
+        0,
+    )
 
 
 def test_an_episode_in_flight_is_ended_by_the_budget_and_keeps_its_steps(game_row):
