@@ -87,13 +87,13 @@ class DatasetSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The trajectories that a recipe chooses from."""
+    """The trajectories that a recipe chooses from; each is gone through once, in this order."""
 
-    golden: Sequence[Trajectory] = ()
+    golden: Iterable[Trajectory] = ()
     """Expert trajectories of U1."""
-    golden_collect: Sequence[Trajectory] = ()
+    golden_collect: Iterable[Trajectory] = ()
     """Expert trajectories of U2."""
-    self_reflected: Sequence[Trajectory] = ()
+    self_reflected: Iterable[Trajectory] = ()
     """Student and teacher on U2."""
 
 

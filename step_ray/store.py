@@ -28,8 +28,7 @@ from step_ray.types import ERROR_STOPS, StepKind, StopReason, Trajectory, Usage
 _Result = TypeVar("_Result")
 
 _ROWS_AT_ONCE = 256
-_ROWS_WRITTEN = 4096
-"""Rows that are Python objects at a time."""
+"""Episodes that are Python objects at a time."""
 _MAX_RESTARTS = 20
 """How often a reader starts again because files were merged under it."""
 
@@ -78,9 +77,13 @@ def write_shard(folder: str | Path, trajectories: Sequence[Trajectory]) -> Path:
     """
     if not trajectories:
         raise ValueError("write_shard: no trajectories")
+    return write_large_shard(folder, trajectories)
+
+
+def write_large_shard(folder: str | Path, trajectories: Iterable[Trajectory]) -> Path:
+    """`write_shard` of trajectories as they come, one at least, that need not fit into memory."""
     path = Path(folder) / f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.parquet"
-    rows = [to_row(trajectory) for trajectory in trajectories]
-    write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+    write_rows(path, SCHEMA, map(to_row, trajectories), rows_per_group=_ROWS_AT_ONCE)
     return path
 
 
@@ -101,6 +104,16 @@ def iter_trajectories(
     """
     _check_folder(folder)
     yield from map(from_row, _iter_rows(folder, None, ids, text))
+
+
+def trajectory_ids(folder: str | Path) -> pa.Array:
+    """The ids of `iter_trajectories` (large strings), sorted.
+
+    Raises:
+        DataError: the folder is missing, or a shard is broken or newer than this version.
+    """
+    _check_folder(folder)
+    return _steady(folder, lambda paths: read_index(paths).winners().ids)
 
 
 def read_trajectories(folder: str | Path) -> list[Trajectory]:
@@ -239,11 +252,16 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temp)
 
 
-def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(
+    path: Path,
+    schema: pa.Schema,
+    rows: Iterable[Mapping[str, Any]],
+    rows_per_group: int = 4096,
+) -> None:
     """Write a Parquet file of rows as they come, whole or not at all; the folder is made."""
     coming = iter(rows)
     with atomic(path) as temp, pq.ParquetWriter(temp, schema) as writer:
-        while chunk := list(islice(coming, _ROWS_WRITTEN)):
+        while chunk := list(islice(coming, rows_per_group)):
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
 
 

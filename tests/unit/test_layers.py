@@ -10,6 +10,7 @@ import step_ray
 PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
     {"", "types", "errors", "data", "progress", "runinfo", "kvcache", "loss", "report.charts"},
+    {"report.collection"},
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"envs.webshop", "envs.webshop.tables"},
@@ -68,7 +69,7 @@ LIGHT = {
     *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
     *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
-    *("report.charts", "envs", "envs.base"),
+    *("report.charts", "report.collection", "envs", "envs.base"),
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
 
