@@ -78,31 +78,42 @@ def run_episodes(
     is_done = pc.is_in(wanted, value_set=finished_ids(out_dir, _retried_stops(plan, spent)))
     kept = wanted.filter(is_done)
     watch = _error_watch(plan, len(wanted))
-    for outcome in iter_outcomes(out_dir, kept) if len(kept) else ():
-        watch.add(outcome, is_old=True)
-        if on_episode is not None:
-            on_episode(outcome)
-    if watch.fault:  # nothing that is played now can mend it
-        raise EpisodesError(watch.fault)
+    if len(kept):
+        _count_old(out_dir, kept, watch, on_episode)
     if on_begin is not None:
         on_begin()
     num_restarts = 0
     if len(kept) < len(wanted):
         pending = compress(_pairs(tasks, seeds), (not done.as_py() for done in is_done))
         num_restarts = _play_pending(pending, plan, out_dir, spent, watch, on_episode)
-    final, totals = _error_watch(plan, len(wanted)), Totals()
-    for outcome in iter_outcomes(out_dir, wanted):
-        final.add(outcome)
-        totals.add(outcome)
-    if final.fault:
-        raise EpisodesError(final.fault)
-    return totals.summary(
+    return _count_all(out_dir, wanted, plan).summary(
         num_resumed=len(kept),
         seconds=time.monotonic() - started,
         num_wanted=len(wanted),
         spent=_spent(out_dir),
         num_restarts=num_restarts,
     )
+
+
+def _count_old(
+    out_dir: Path, kept: pa.Array, watch: ErrorWatch, on_episode: Callable[[Outcome], None] | None
+) -> None:
+    for outcome in iter_outcomes(out_dir, kept):
+        watch.add(outcome, is_old=True)
+        if on_episode is not None:
+            on_episode(outcome)
+    if watch.fault:  # nothing that is played now can mend it
+        raise EpisodesError(watch.fault)
+
+
+def _count_all(out_dir: Path, wanted: pa.Array, plan: EpisodePlan) -> Totals:
+    watch, totals = _error_watch(plan, len(wanted)), Totals()
+    for outcome in iter_outcomes(out_dir, wanted):
+        watch.add(outcome)
+        totals.add(outcome)
+    if watch.fault:
+        raise EpisodesError(watch.fault)
+    return totals
 
 
 def _pairs(tasks: Iterable[Task], seeds: Sequence[int]) -> Iterator[tuple[Task, int]]:

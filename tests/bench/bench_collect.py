@@ -141,6 +141,7 @@ def measure(
         env="alfworld",
         student=service.address,
         num_actors=actors,
+        min_actors=actors,
         episodes_per_actor=-(-concurrency // actors),
         cpus_per_actor=0.5,
     )

@@ -1,9 +1,10 @@
 """Collection against a real engine (vLLM): its tokens/s beside the engine's own offline rate.
 
-    python tests/bench/bench_collect_engine.py --vllm-python VENV/bin/python       # starts the engine
+    python tests/bench/bench_collect_engine.py --vllm-python VENV/bin/python
     python tests/bench/bench_collect_engine.py --base-url http://host:8000/v1 --served NAME
                                                [--model FOLDER --vllm-python VENV/bin/python]
 
+The first starts the engine, the second uses one that runs.
 The collection plays generated ALFWorld games with `--concurrency` episodes in flight; its rate is
 that of the engine's own counters (/metrics), from the first prompt to the last token, so the start
 of Ray is left out. Then the engine is stopped and `LLM.generate` gets the same prompts (rebuilt
@@ -178,6 +179,7 @@ def collect(
         env="alfworld",
         student=Address(base_url=base_url, model=model, api_key_env=args.api_key_env),
         num_actors=actors,
+        min_actors=actors,
         episodes_per_actor=-(-args.concurrency // actors),
     )
     tasks = many(make_tasks(work / "games", "small"), args.episodes)

@@ -124,6 +124,7 @@ def play(tasks: list[Task], args: argparse.Namespace, out: Path) -> Watch:
         env="alfworld",
         student=ScriptedAddress(base_url="none", model="m"),
         num_actors=args.actors,
+        min_actors=args.actors,
         episodes_per_actor=args.per_actor,
         rows_per_shard=ROWS_PER_SHARD,
     )

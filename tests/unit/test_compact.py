@@ -17,6 +17,7 @@ from step_ray.compact import Compactor, compact, merge, settle
 from step_ray.errors import DataError
 from step_ray.records import SCHEMA, VERSION_KEY, to_row
 from step_ray.shards import shard_paths
+from step_ray.shardwriter import ShardWriter
 from step_ray.store import (
     finished_ids,
     iter_outcomes,
@@ -205,6 +206,16 @@ def test_a_compactor_merges_while_shards_are_written(tmp_path):
     assert [t.trajectory_id for t in read_trajectories(tmp_path)] == [
         f"t{number:04}" for number in range(30)
     ]
+
+
+def test_a_writer_of_many_shards_leaves_few(tmp_path):
+    with ShardWriter(tmp_path, rows_per_shard=1) as writer:
+        for number in range(66):
+            writer.add(episode(number))
+
+    # 64 of them are one file
+    assert len(names(tmp_path)) == 3
+    assert len(read_trajectories(tmp_path)) == 66
 
 
 def test_a_merge_that_meets_a_broken_shard_says_so(tmp_path):
