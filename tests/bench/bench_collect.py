@@ -4,10 +4,11 @@
 
 Ideal: every one of C episodes in flight always has a call under way, so C / latency calls a second
 come and C / (latency * turns) episodes a second end. The rate is that of the calls that reach the
-endpoint (a process of its own), from the first to the last, start of Ray left out; the last column
-gives the same for the middle 80 % of the calls. CPU per turn is all of the job's processes: driver,
-actors and the rest of Ray, without the endpoint. The sequential loop plays as ETO's released code
-does: one episode at a time, one call at a time, in one process without Ray.
+endpoint (a process of its own), from the first to the last, start of Ray left out; `middle` is the
+same for the middle 80 % of the calls. CPU per turn is all of the job's processes: driver, actors
+and the rest of Ray, without the endpoint. `without Ray` is the event loop of one actor in this
+process. The sequential loop plays as ETO's released code does: one episode at a time, one call at a
+time, in one process without Ray.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +132,46 @@ def sequential(tasks: list[Task], address: Address, args: argparse.Namespace) ->
     return 60 * done / seconds
 
 
+def without_ray(
+    concurrency: int, tasks: list[Task], service: Endpoint, args: argparse.Namespace
+) -> None:
+    """The same episodes on one event loop of this process: what an actor itself costs."""
+
+    async def play() -> None:
+        student, number = service.address.connect(max_concurrency=concurrency), args.waves
+        with ThreadPoolExecutor(1) as executor:
+
+            async def place(mine: list[Task]) -> None:
+                for task in mine:
+                    env = make_env("alfworld")
+                    await run_episode(
+                        task,
+                        env,
+                        student,
+                        settings=settings(args),
+                        source=Source.STUDENT,
+                        executor=executor,
+                    )
+                    env.close()
+
+            todo = many(tasks, concurrency * number)
+            await asyncio.gather(*(place(todo[n::concurrency]) for n in range(concurrency)))
+        await student.aclose()
+
+    stolen, cpu = Stolen(), time.process_time()
+    service.stats()
+    asyncio.run(play())
+    cpu = time.process_time() - cpu
+    stats = service.stats()
+    whole, middle = rates(stats["arrivals"], args.latency)
+    ideal = concurrency / args.latency
+    print(
+        f"{concurrency:4} without Ray {60 * whole / args.turns:9.1f} {100 * whole / ideal:7.1f} %"
+        f" {100 * middle / ideal:6.1f} % {1e3 * cpu / len(stats['arrivals']):7.2f} ; {stolen}",
+        flush=True,
+    )
+
+
 def measure(
     concurrency: int, tasks: list[Task], service: Endpoint, args: argparse.Namespace, work: Path
 ) -> tuple[float, float, float]:
@@ -180,7 +222,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 16, 64, 256])
+    parser.add_argument("--without-ray", type=int, nargs="*", default=[64])
     parser.add_argument("--per-actor", type=int, default=128, help="most episodes in one actor")
     parser.add_argument("--latency", type=float, default=1.0, help="of a call, seconds")
     parser.add_argument("--turns", type=int, default=10, help="per episode")
@@ -193,6 +236,10 @@ def main() -> None:
         work = Path(folder)
         tasks = make_tasks(work / "games", args.size)
         alone = sequential(tasks, service.address, args)
+        for concurrency in args.without_ray:
+            without_ray(concurrency, tasks, service, args)
+        if not args.concurrency:
+            return
         with connected(RayConfig(num_cpus=8, object_store_mb=200)):
             for concurrency in args.concurrency:
                 rate, share, cpu = measure(concurrency, tasks, service, args, work)
