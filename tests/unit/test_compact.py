@@ -6,11 +6,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import make_step, make_trajectory
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from step_ray import compact as module
 from step_ray.compact import Compactor, compact, merge, settle
@@ -93,6 +96,24 @@ def test_which_row_counts_is_the_same_after_a_merge(tmp_path, stops, winner, mer
     merge(shard_paths(tmp_path)[merged], 1)
 
     assert [t.engine for t in read_trajectories(tmp_path)] == [winner]
+
+
+stops = st.sampled_from([StopReason.SUCCESS, StopReason.MAX_STEPS, StopReason.TIMEOUT])
+shards = st.lists(st.lists(st.tuples(st.integers(0, 4), stops), min_size=1, max_size=3), max_size=9)
+
+
+@given(shards=shards, fan_in=st.integers(2, 4))
+@settings(max_examples=20, deadline=None)
+def test_whatever_was_written_reads_the_same_after_merging(shards, fan_in):
+    with TemporaryDirectory() as folder:
+        for number, shard in enumerate(shards):
+            write_shard(folder, [episode(n, stop, engine=f"{number}") for n, stop in shard])
+        before = (read_trajectories(folder), total_usage(folder), finished_ids(folder))
+
+        settle(folder, fan_in)
+
+        assert (read_trajectories(folder), total_usage(folder), finished_ids(folder)) == before
+        assert len(names(folder)) <= fan_in
 
 
 def test_files_of_an_older_version_merge_with_new_ones(tmp_path):
