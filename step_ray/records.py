@@ -100,6 +100,9 @@ SCHEMA = pa.schema(
 """One row per trajectory; enums are strings, `task.params` and `models` are string maps."""
 
 
+_AS_THEY_ARE = frozenset({str, int, float, bool, type(None)})
+
+
 def to_row(trajectory: Trajectory) -> dict[str, Any]:
     """The trajectory as a row of `SCHEMA`: plain Python values, maps as sorted pairs."""
     row: dict[str, Any] = _plain(trajectory)
@@ -150,6 +153,8 @@ def check_version(version: Any, what: str) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if type(value) in _AS_THEY_ARE:  # nearly all of them: a subclass, as an enum is, is not
+        return value
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
