@@ -20,8 +20,8 @@ from step_ray.envs import make_env
 from step_ray.errors import ConfigError
 from step_ray.gate import Answer, Ask, DeskGate, Gate, Settled
 from step_ray.llm import ChatModel, OpenAIChat
+from step_ray.records import to_row
 from step_ray.rollout import EpisodeSettings, run_episode, trajectory_id
-from step_ray.store import to_row
 from step_ray.tasks import TASK_SCHEMA, task_from_row
 from step_ray.teacher import ExpertStudent, LLMTeacher, OracleTeacher, Teacher
 from step_ray.teacher_config import TEACHER_ADDRESS, Price, TeacherConfig

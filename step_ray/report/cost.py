@@ -1,13 +1,13 @@
 """What arms and their collection cost: data, calls, tokens, money.
 
-Takes episodes and dataset summaries, gives numbers. It shows nothing.
+Takes counts over episodes and dataset summaries, gives numbers. It shows nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from step_ray.types import Trajectory
+from step_ray.report.collection import CollectionCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,17 +30,16 @@ class ArmCost:
 NOTHING = ArmCost(teacher_calls=0, teacher_tokens=0, teacher_cached_calls=0, money=0.0, env_steps=0)
 
 
-def collection_cost(collection: Sequence[Trajectory]) -> ArmCost:
+def collection_cost(collection: CollectionCounts) -> ArmCost:
     """What the episodes cost that are there, kept or not."""
-    if not collection:
+    if not collection.num_episodes:
         return ArmCost()
-    usages = [trajectory.usage for trajectory in collection]
     return ArmCost(
-        teacher_calls=sum(u.teacher_calls for u in usages),
-        teacher_tokens=sum(u.teacher_prompt_tokens + u.teacher_completion_tokens for u in usages),
-        teacher_cached_calls=sum(u.teacher_cached_calls for u in usages),
-        money=sum(u.teacher_cost + u.student_cost for u in usages),
-        env_steps=sum(u.env_steps for u in usages),
+        teacher_calls=collection.teacher_calls,
+        teacher_tokens=collection.teacher_tokens,
+        teacher_cached_calls=collection.teacher_cached_calls,
+        money=collection.money,
+        env_steps=collection.env_steps,
     )
 
 

@@ -4,6 +4,7 @@ Takes `ReportInputs`, writes one file that needs nothing else. All text is escap
 itself forbids scripts and requests, because observations and answers of models are untrusted.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from step_ray.report import charts
+from step_ray.report.collection import CollectionCounts
 from step_ray.report.cost import collection_cost
 from step_ray.report.results import (
     BASE,
@@ -28,12 +30,11 @@ from step_ray.report.results import (
     results_rows,
     write_text,
 )
-from step_ray.stats import success_interval
-from step_ray.types import Step, StepKind, Trajectory, VerdictLabel
+from step_ray.stats import wilson_interval
+from step_ray.types import Step, StepKind, Trajectory
 
 RUN_FACTS = ("name", "created", "config_digest", "git_revision", "versions", "machine")
 """Keys of `ReportInputs.run` that the header always shows, recorded or not; others follow."""
-NUM_EXAMPLES_SHOWN = 3
 DEFAULT_CONFIDENCE = 0.95
 
 Lines: TypeAlias = list[tuple[str, list[Any]]]
@@ -66,7 +67,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             datasets=inputs.datasets,
             dataset_lines=dataset_lines(inputs.datasets),
             costs=cost_lines(inputs),
-            examples=[example_view(t, mask_suboptimal) for t in pick_examples(inputs.collection)],
+            examples=[example_view(t, mask_suboptimal) for t in inputs.collection.examples()],
         )
     )
     write_text(Path(path), html)
@@ -136,34 +137,32 @@ def cost_lines(inputs: ReportInputs) -> Lines:
 
 
 def collection_summary(
-    collection: Sequence[Trajectory], confidence: float
+    collection: CollectionCounts, confidence: float
 ) -> dict[str, list[tuple[str, Any]]] | None:
     """Facts and counts over the episodes of the collection; None when there are none."""
-    if not collection:
+    if not collection.num_episodes:
         return None
-    steps = [step for trajectory in collection for step in trajectory.steps]
-    verdicts = [step.verdict for step in steps if step.verdict]
-    faults = [v.error_type or "(none)" for v in verdicts if v.label is not VerdictLabel.GOOD]
-    corrections = [_num_corrections(trajectory) for trajectory in collection]
-    cost = collection_cost(collection)
+    rates = collection.success_by_task()
+    success = wilson_interval(math.fsum(rates), len(rates), confidence)
+    corrections, cost = collection.num_corrections, collection_cost(collection)
     return {
         "facts": [
-            ("episodes", count(len(collection))),
-            ("successful", count(sum(trajectory.success for trajectory in collection))),
-            ("success rate, %", " ".join(rate(success_interval(collection, confidence)))),
+            ("episodes", count(collection.num_episodes)),
+            ("successful", count(collection.num_success)),
+            ("success rate, %", " ".join(rate(success))),
             ("environment steps", count(cost.env_steps)),
             ("teacher calls", count(cost.teacher_calls)),
             ("teacher tokens", count(cost.teacher_tokens)),
             ("replies from the cache", count(cost.teacher_cached_calls)),
             ("money", count(cost.money)),
-            ("corrections", count(sum(corrections))),
-            ("per episode", f"{sum(corrections) / len(collection):.2f}"),
+            ("corrections", count(corrections)),
+            ("per episode", f"{corrections / collection.num_episodes:.2f}"),
         ],
         "counts": [
-            ("Stop reasons", Counter(t.stop_reason.value for t in collection).most_common()),
-            ("Verdicts on steps", Counter(v.label.value for v in verdicts).most_common()),
-            ("Error types", Counter(faults).most_common()),
-            ("Episodes by number of corrections", sorted(Counter(corrections).items())),
+            ("Stop reasons", collection.stops.most_common()),
+            ("Verdicts on steps", collection.verdicts.most_common()),
+            ("Error types", collection.faults.most_common()),
+            ("Episodes by number of corrections", sorted(collection.corrections.items())),
         ],
     }
 
@@ -184,22 +183,6 @@ def spending_facts(state: Mapping[str, Any]) -> list[str]:
     if summary.get("unfinished"):
         lines.append(f"Not all of it was played: {summary['unfinished']}.")
     return lines
-
-
-def _num_corrections(trajectory: Trajectory) -> int:
-    return sum(step.kind is StepKind.CORRECTION for step in trajectory.steps)
-
-
-def pick_examples(collection: Sequence[Trajectory]) -> list[Trajectory]:
-    """Trajectories with an error and a correction: solved and short first, types mixed."""
-    wanted = {StepKind.ERROR, StepKind.CORRECTION}
-    mended = [t for t in collection if wanted <= {step.kind for step in t.steps}]
-    mended.sort(key=lambda t: (not t.success, len(t.steps), t.trajectory_id))
-    first_of_type: dict[str, Trajectory] = {}
-    for trajectory in mended:
-        first_of_type.setdefault(trajectory.task.task_type, trajectory)
-    order = {t.trajectory_id: t for t in [*first_of_type.values(), *mended]}
-    return list(order.values())[:NUM_EXAMPLES_SHOWN]
 
 
 def example_view(trajectory: Trajectory, mask_suboptimal: bool) -> dict[str, Any]:

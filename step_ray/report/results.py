@@ -19,9 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from step_ray.errors import DataError
+from step_ray.report.collection import CollectionCounts
 from step_ray.report.cost import ArmCost, arm_cost, collection_cost
 from step_ray.stats import PairedDifference, paired_difference
-from step_ray.types import EvalReport, Interval, Trajectory
+from step_ray.types import EvalReport, Interval
 
 BASE = "base"
 """The base agent, trained on the golden data of U1."""
@@ -49,7 +50,7 @@ class ReportInputs:
     """Arm -> task id -> success, averaged over seeds (stats.success_by_task)."""
     training: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Arm -> metric lines; those with `step` (optimizer steps) and `loss` are drawn."""
-    collection: Sequence[Trajectory] = ()
+    collection: CollectionCounts = field(default_factory=CollectionCounts)
     """All episodes of the collection, kept or not."""
     collection_state: Mapping[str, Any] = field(default_factory=dict)
     """The record of its stage: `status`, and the `summary` with what was spent in all and what a

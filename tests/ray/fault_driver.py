@@ -77,8 +77,8 @@ def nodes(plan, tasks, out):
     ray.init(address=cluster.address, log_to_driver=False)
     seen, removed = [], []
 
-    def remove_one(trajectory):
-        seen.append(trajectory.trajectory_id)
+    def remove_one(outcome):
+        seen.append(outcome.trajectory_id)
         if len(seen) == len(tasks) // 4:
             homes = {home for _, home in rollout_actors()}
             assert homes <= {node.node_id for node in players}, "actors beside their label"

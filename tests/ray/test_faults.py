@@ -24,8 +24,7 @@ from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.errors import EpisodesError
 from step_ray.listplay import shown_episodes
 from step_ray.progress import Reporter
-from step_ray.store import read_trajectories
-from step_ray.tally import num_corrections
+from step_ray.store import Outcome, read_trajectories
 from step_ray.tasks import write_tasks
 from step_ray.teacher_config import Price
 from step_ray.types import ERROR_STOPS, Source, StopReason, Task
@@ -59,8 +58,10 @@ def wanted(tasks):
     return ids(tasks, source=Source.SELF_REFLECTED)
 
 
-def session(trajectory):
-    return f"{trajectory.task.task_id}#{trajectory.seed}"
+def session(outcome):
+    """The name of an episode at its endpoints: task and seed."""
+    task, _, seed = outcome.trajectory_id.rsplit("#", 2)
+    return f"{task}#{seed}"
 
 
 def test_every_task_ends_in_one_row_when_three_calls_of_ten_go_wrong(ray_cluster, games, tmp_path):
@@ -68,9 +69,9 @@ def test_every_task_ends_in_one_row_when_three_calls_of_ten_go_wrong(ray_cluster
     with FaultyEndpoint(share=0.3) as endpoint:
         plan = make_plan(endpoint.url, TRY_TIMEOUT_S, episodes_per_actor=64, max_error_share=0.2)
 
-        def on_episode(trajectory):
-            if not endpoint.nobody_waits(session(trajectory), within_s=5.0):
-                leaks.append(trajectory.trajectory_id)
+        def on_episode(outcome):
+            if not endpoint.nobody_waits(session(outcome), within_s=5.0):
+                leaks.append(outcome.trajectory_id)
 
         summary = run_episodes(tasks, plan, tmp_path, on_episode=on_episode)
         print(f"\nfaults {dict(endpoint.faults)} in {endpoint.calls.total()} calls", end=" ")
@@ -93,8 +94,8 @@ def test_an_episode_whose_calls_all_hang_ends_by_its_own_time_limit(ray_cluster,
         plan = replace(plan, settings=replace(plan.settings, episode_timeout_s=6.0))
         left = []
 
-        def on_episode(trajectory):
-            left.append(endpoint.nobody_waits(session(trajectory), within_s=5.0))
+        def on_episode(outcome):
+            left.append(endpoint.nobody_waits(session(outcome), within_s=5.0))
 
         with pytest.raises(EpisodesError, match="timeout 4"):
             run_episodes(tasks, plan, tmp_path, on_episode=on_episode)
@@ -131,7 +132,7 @@ def test_progress_is_in_plain_lines_and_in_ray_metrics(ray_cluster, games, tmp_p
     played = read_trajectories(tmp_path)
     calls = sum(t.usage.teacher_calls for t in played)
     last = out.getvalue().splitlines()[-1]
-    corrections = sum(num_corrections(t) for t in played)
+    corrections = sum(Outcome.of(t).num_corrections for t in played)
     assert re.search(
         rf"taught 12/12 0 won, 0 failed, {corrections / 12:.1f} corrections each, [\d,]+ tokens/s,"
         rf" cost {calls:,}\.00$",
@@ -153,7 +154,7 @@ def test_a_killed_actor_costs_what_it_had_under_way(ray_cluster, games, tmp_path
     tasks, killed = make_tasks(games, 80), []
     with FaultyEndpoint(latency_s=LATENCY_S) as endpoint:
 
-        def on_episode(trajectory):
+        def on_episode(outcome):
             killed.append(0)
             if len(killed) == 20:
                 pid, _ = rollout_actors()[0]

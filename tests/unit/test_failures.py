@@ -3,6 +3,7 @@
 import pytest
 
 from step_ray.failures import ErrorWatch
+from step_ray.store import Outcome
 from step_ray.types import Source, StopReason, Task, Trajectory
 
 TASK = Task(task_id="t", env="e", split="s", goal="")
@@ -28,7 +29,7 @@ def watch(stops, *, num_wanted=1000, max_share=0.05, max_errors=None, is_old=Fal
         num_wanted=num_wanted, max_share=max_share, max_errors=max_errors, judged_after=20
     )
     for number, stop in enumerate(stops):
-        watched.add(episode(stop, number), is_old=is_old)
+        watched.add(Outcome.of(episode(stop, number)), is_old=is_old)
     return watched
 
 
@@ -70,7 +71,7 @@ def test_a_number_of_errors_counts_at_once():
 def test_errors_of_an_earlier_start_are_no_sign_of_this_one():
     old = watch(BAD * 30, is_old=True)
     for _ in range(40):
-        old.add(episode(StopReason.SUCCESS))
+        old.add(Outcome.of(episode(StopReason.SUCCESS)))
     assert (old.forecast, old.fault) == ("", "")
     assert watch(BAD * 51, is_old=True).fault.startswith("51 of 1000 episodes")
 

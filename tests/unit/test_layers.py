@@ -10,15 +10,19 @@ import step_ray
 PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
     {"", "types", "errors", "data", "progress", "runinfo", "kvcache", "loss", "report.charts"},
+    {"report.collection"},
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"envs.webshop", "envs.webshop.tables"},
-    {"env_config", "react", "store", "render", "stats", "show"},
+    {"env_config", "react", "records", "render", "stats", "show"},
+    {"shards"},
+    {"store"},
+    {"compact"},
     {"spending"},
     {"teacher_config", "collect_config", "config"},
     {"llm", "endpoint", "replylimit", "ratelimit", "gate", "desk", "openai_api"},
     {"callcache", "meter"},
-    {"failures", "shardwriter", "tally"},
+    {"failures", "shardwriter", "tally", "totals"},
     {"metrics"},
     {
         "envs.base",
@@ -32,7 +36,7 @@ LAYERS: list[set[str]] = [
     {"envs", "envs.alfworld.belief", "envs.alfworld.text", "envs.alfworld.goal"},
     {"envs.alfworld.usual", "envs.scienceworld.jvm"},
     {"envs.scienceworld.env", "envs.scienceworld.track"},
-    {"envs.scienceworld.gold"},
+    {"envs.scienceworld.gold", "envs.scienceworld.content"},
     {"envs.scienceworld.goldcache"},
     {"envs.scienceworld.expert", "envs.scienceworld.tasks"},
     {"envs.webshop.analysis", "envs.webshop.products", "envs.webshop.generator"},
@@ -67,12 +71,13 @@ LIGHT = {
     *("", "types", "errors", "config", "react", "llm", "teacher", "rollout", "store", "tasks"),
     *("runner", "resources", "teacher_config", "endpoint", "spending", "ratelimit", "gate", "desk"),
     *("callcache", "meter", "judging", "masking", "collect_config", "replylimit"),
-    *("claim", "failures", "shardwriter", "tally", "metrics"),
+    *("claim", "failures", "shardwriter", "tally", "totals", "metrics"),
+    *("records", "shards", "compact"),
     *("progress", "runinfo", "stats", "show", "runfolder", "pipeline", "stages", "summary", "cli"),
     *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
     *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
-    *("report.charts", "report.cost", "envs", "envs.base"),
+    *("report.charts", "report.collection", "report.cost", "envs", "envs.base"),
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
 
