@@ -19,8 +19,9 @@ from step_ray.config import DatasetConfig, Recipe
 from step_ray.errors import DataError
 from step_ray.masking import NOTHING_TRAINED, TOO_LONG, is_trained, steps_in_text, unwanted
 from step_ray.react import conversation, trajectory_messages
+from step_ray.records import VERSION_KEY
 from step_ray.render import Renderer, Span
-from step_ray.store import VERSION_KEY, read_rows, write_table
+from step_ray.store import read_rows, write_table
 from step_ray.types import SCHEMA_VERSION, Message, Step, Trajectory
 
 CUT_TO_MATCH = "cut to match"
@@ -86,13 +87,13 @@ class DatasetSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The trajectories that a recipe chooses from."""
+    """The trajectories that a recipe chooses from; each is gone through once, in this order."""
 
-    golden: Sequence[Trajectory] = ()
+    golden: Iterable[Trajectory] = ()
     """Expert trajectories of U1."""
-    golden_collect: Sequence[Trajectory] = ()
+    golden_collect: Iterable[Trajectory] = ()
     """Expert trajectories of U2."""
-    self_reflected: Sequence[Trajectory] = ()
+    self_reflected: Iterable[Trajectory] = ()
     """Student and teacher on U2."""
 
 

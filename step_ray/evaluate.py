@@ -11,9 +11,9 @@ from step_ray.collect import run_episodes
 from step_ray.config import RunConfig
 from step_ray.runner import Address, EpisodePlan
 from step_ray.stats import summarize
-from step_ray.store import read_trajectories
+from step_ray.store import Outcome, read_trajectories
 from step_ray.tasks import read_tasks
-from step_ray.types import EvalReport, Source, Trajectory
+from step_ray.types import EvalReport, Source
 
 
 def evaluate(
@@ -24,7 +24,7 @@ def evaluate(
     tasks_file: Path,
     out_dir: Path,
     api_key_env: str = "",
-    on_episode: Callable[[Trajectory], None] | None = None,
+    on_episode: Callable[[Outcome], None] | None = None,
     on_begin: Callable[[], None] | None = None,
 ) -> EvalReport:
     """Play every task once per seed, without a teacher; Ray must be running.

@@ -6,7 +6,8 @@ Takes stop reasons as they come, gives one line when the stage is to stop. It st
 from collections import Counter
 
 from step_ray.stats import wilson_interval
-from step_ray.types import ERROR_STOPS, StopReason, Trajectory
+from step_ray.store import Outcome
+from step_ray.types import ERROR_STOPS, StopReason
 
 CONFIDENCE = 0.999
 """Of the interval that says that the share of errors is too large: it is looked at after every
@@ -32,15 +33,15 @@ class ErrorWatch:
         self._stops: Counter[StopReason] = Counter()
         self._first: str = ""
 
-    def add(self, trajectory: Trajectory, *, is_old: bool = False) -> None:
+    def add(self, outcome: Outcome, *, is_old: bool = False) -> None:
         """Count an episode; an old one was on disk before this start, and is not judged again."""
-        stop = trajectory.stop_reason
+        stop = outcome.stop_reason
         self._num_played += not is_old
         if stop not in ERROR_STOPS:
             return
         self._stops[stop] += 1
         self._num_failed += not is_old
-        self._first = self._first or f"{trajectory.trajectory_id}: {trajectory.error}"
+        self._first = self._first or f"{outcome.trajectory_id}: {outcome.error}"
 
     @property
     def fault(self) -> str:

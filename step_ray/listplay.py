@@ -17,9 +17,9 @@ from step_ray.metrics import EpisodeMetrics
 from step_ray.progress import Counter, Reporter
 from step_ray.runfolder import UNFINISHED
 from step_ray.runner import EpisodePlan
+from step_ray.store import Outcome
 from step_ray.tally import Tally
 from step_ray.tasks import read_tasks
-from step_ray.types import Trajectory
 
 
 class Context(Protocol):
@@ -37,11 +37,11 @@ class ShownEpisodes:
         self._counter, self._tally, self._metrics = counter, tally, metrics
         self._has_begun = False
 
-    def add(self, trajectory: Trajectory) -> None:
+    def add(self, outcome: Outcome) -> None:
         """An episode that was there, or, after `begin`, one that ended now."""
-        self._tally.add(trajectory)
+        self._tally.add(outcome)
         if self._has_begun:
-            self._metrics.add(trajectory)
+            self._metrics.add(outcome)
         self._metrics.show(self._tally)
         self._counter.update(self._tally.num_done, self._tally.line())
 

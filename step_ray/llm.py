@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 import openai
+from openai.types.chat import ChatCompletion
 
 from step_ray.endpoint import NO_KEY, Failure, failure_of, is_refusal, retry_after_s, shown
 from step_ray.errors import ConfigError, ContextLengthError, LLMError
@@ -277,7 +278,14 @@ class OpenAIChat:
         scope = asyncio.timeout(self._timeout_s)
         try:
             async with scope:
-                answer = await client.chat.completions.create(**request)
+                # not chat.completions.create: it walks through all messages to rename keys, which
+                # costs a third of a turn's CPU time
+                answer = await client.post(
+                    "/chat/completions",
+                    cast_to=ChatCompletion,
+                    body={k: v for k, v in request.items() if k != "extra_headers"},
+                    options={"headers": request.get("extra_headers", {})},
+                )
             answer.choices[0].message.content  # noqa: B018 - raises where there is none
         except TimeoutError:
             if not scope.expired():
@@ -286,10 +294,8 @@ class OpenAIChat:
         except (ValueError, AttributeError, TypeError, IndexError) as exc:
             fault = f"no chat completion ({type(exc).__name__})"
             raise _BadAnswerError(fault) from None
-        except openai.APIConnectionError as exc:
-            if isinstance(exc.__cause__, ReplyTooLongError):
-                raise _BadAnswerError(str(exc.__cause__)) from None
-            raise
+        except ReplyTooLongError as exc:
+            raise _BadAnswerError(str(exc)) from None
         self._has_answered = True
         return answer
 

@@ -1,11 +1,11 @@
 """The same counts as the terminal shows, as Ray metrics (Prometheus scrapes them from the nodes).
 
-Takes finished trajectories on the driver, records `ray_step_ray_*` series. Tags have few values:
+Takes outcomes of episodes on the driver, records `ray_step_ray_*` series. Tags have few values:
 the stage, the stop reason, the role; never a task. Where Ray does not run, nothing is recorded.
 """
 
-from step_ray.tally import Tally, num_corrections
-from step_ray.types import Trajectory
+from step_ray.store import Outcome
+from step_ray.tally import Tally
 
 
 class EpisodeMetrics:
@@ -30,11 +30,11 @@ class EpisodeMetrics:
             "step_ray_seconds_left", "Until the stage is done, at its pace so far.", ("stage",)
         )
 
-    def add(self, trajectory: Trajectory) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Count an episode that ended now."""
-        usage, tags = trajectory.usage, self._tags
-        self._episodes.inc(1, {**tags, "stop_reason": trajectory.stop_reason.value})
-        _inc(self._corrections, num_corrections(trajectory), tags)
+        usage, tags = outcome.usage, self._tags
+        self._episodes.inc(1, {**tags, "stop_reason": outcome.stop_reason.value})
+        _inc(self._corrections, outcome.num_corrections, tags)
         for role, kind, count in (
             ("student", "prompt", usage.prompt_tokens),
             ("student", "completion", usage.completion_tokens),

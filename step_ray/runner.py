@@ -21,8 +21,8 @@ from step_ray.envs import make_env
 from step_ray.errors import ConfigError
 from step_ray.gate import Answer, Ask, DeskGate, Gate, Settled
 from step_ray.llm import ChatModel, OpenAIChat
+from step_ray.records import to_row
 from step_ray.rollout import EpisodeSettings, run_episode, trajectory_id
-from step_ray.store import to_row
 from step_ray.tasks import TASK_SCHEMA, task_from_row
 from step_ray.teacher import ExpertStudent, LLMTeacher, OracleTeacher, Teacher
 from step_ray.teacher_config import TEACHER_ADDRESS, Price, TeacherConfig
@@ -87,7 +87,8 @@ class EpisodePlan:
     errors_judged_after: int = 20
     retry_errors: bool = False
     max_starts: int = 5
-    """These four: see `CollectConfig`."""
+    try_timeout_s: float = 120.0
+    """These five: see `CollectConfig`."""
     run: str = ""
     """Name of the run, for logs."""
     job_seed: int = 0
@@ -159,6 +160,7 @@ class EpisodePlan:
             errors_judged_after=collect.errors_judged_after,
             retry_errors=collect.retry_errors,
             max_starts=collect.max_starts,
+            try_timeout_s=collect.try_timeout_s,
             run=config.name,
             job_seed=config.seed,
             prices=config.prices,
@@ -232,7 +234,7 @@ class EpisodeRunner:
             return ExpertStudent(task)
         if self._student is None:
             self._student = plan.student.connect(
-                timeout_s=plan.settings.step_timeout_s,
+                timeout_s=min(plan.try_timeout_s, plan.settings.step_timeout_s),
                 max_concurrency=plan.episodes_per_actor,
                 price=plan.prices.get(plan.student.model),
             )

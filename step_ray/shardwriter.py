@@ -1,7 +1,8 @@
 """Brings finished episodes to disk soon: in shards of a fixed size, or sooner when they wait.
 
-Takes trajectories one by one, leaves whole shards (store.py). A clock of its own writes what waits,
-because the next episode may be long in coming. It decides nothing about episodes.
+Takes trajectories one by one, leaves whole shards (store.py), which are merged when they are many
+(compact.py). A clock of its own writes what waits, because the next episode may be long in coming.
+It decides nothing about episodes.
 """
 
 import threading
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from step_ray.compact import Compactor
 from step_ray.store import write_shard
 from step_ray.types import Trajectory
 
@@ -22,6 +24,7 @@ class ShardWriter:
     def __init__(self, folder: Path, rows_per_shard: int, flush_s: float = FLUSH_S) -> None:
         self._folder, self._rows_per_shard, self._flush_s = folder, rows_per_shard, flush_s
         self._rows: list[Trajectory] = []
+        self._compactor = Compactor(folder)
         self._since = 0.0
         self._lock = threading.Lock()
         self._fault: Exception | None = None
@@ -55,12 +58,16 @@ class ShardWriter:
     ) -> None:
         self._closed.set()
         self._clock.join()
-        if self._rows:
-            self._flush()
+        try:
+            if self._rows:
+                self._flush()
+        finally:
+            self._compactor.close(settled=kind is None)
 
     def _flush(self) -> None:
         write_shard(self._folder, self._rows)
         self._rows = []
+        self._compactor.wrote()
 
     def _watch(self) -> None:
         while not self._closed.wait(self._flush_s / 10):

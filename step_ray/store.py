@@ -1,145 +1,72 @@
 """Trajectories and small JSON files on disk.
 
 Takes and gives `Trajectory` records; a folder holds any number of Parquet shards, each written
-once, whole or not at all. It never edits a shard, and it knows nothing about masks or tokens.
+once, whole or not at all (shards.py: which of them count). Readers hold a few thousand episodes in
+memory, however many there are. It never edits a shard, and it knows nothing about masks or tokens.
 """
 
 import json
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from enum import Enum
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from step_ray.errors import DataError
-from step_ray.types import (
-    ERROR_STOPS,
-    SCHEMA_VERSION,
-    Author,
-    Message,
-    Source,
-    Step,
-    StepKind,
-    StopReason,
-    Task,
-    Trajectory,
-    Usage,
-    Verdict,
-    VerdictLabel,
-    best_sum,
-)
+from step_ray.records import SCHEMA, from_row, to_row, usage_from_row
+from step_ray.shards import Index, read_columns, read_index, read_table, shard_paths
+from step_ray.types import ERROR_STOPS, StepKind, StopReason, Trajectory, Usage
 
-_Record = TypeVar("_Record")
+_Result = TypeVar("_Result")
 
-VERSION_KEY = b"step_ray.schema_version"
-"""Key of the schema version in the metadata of a Parquet file."""
+_ROWS_AT_ONCE = 256
+"""Episodes that are Python objects at a time."""
+_MAX_RESTARTS = 20
+"""How often a reader starts again because files were merged under it."""
 
-_TEXT_MAP = pa.map_(pa.string(), pa.string())
-_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
-_TASK = pa.struct(
-    [(name, pa.string()) for name in ("task_id", "env", "split", "goal", "task_type")]
-    + [("params", _TEXT_MAP)]
-)
-_VERDICT = pa.struct(
-    [(name, pa.string()) for name in ("label", "reflection", "thought", "action", "error_type")]
-)
-_STEP = pa.struct(
-    [("index", pa.int64())]
-    + [(name, pa.string()) for name in ("kind", "author", "text", "thought", "action")]
-    + [
-        ("observation", pa.string()),
-        ("reward", pa.float64()),
-        ("reflection", pa.string()),
-        ("verdict", _VERDICT),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("seconds", pa.float64()),
-    ]
-)
-_USAGE = pa.struct(
-    [
-        (name, pa.int64())
-        for name in (
-            "env_steps",
-            "student_calls",
-            "teacher_calls",
-            "prompt_tokens",
-            "completion_tokens",
-            "teacher_prompt_tokens",
-            "teacher_completion_tokens",
-            "retries",
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an episode ended and what it cost: a trajectory without its text."""
+
+    trajectory_id: str
+    success: bool
+    stop_reason: StopReason
+    num_steps: int
+    num_corrections: int
+    """Steps that the teacher wrote."""
+    usage: Usage
+    error: str | None = None
+    is_taught: bool = False
+    """There was a teacher."""
+
+    @classmethod
+    def of(cls, trajectory: Trajectory) -> "Outcome":
+        """The outcome of a trajectory."""
+        return cls(
+            trajectory_id=trajectory.trajectory_id,
+            success=trajectory.success,
+            stop_reason=trajectory.stop_reason,
+            num_steps=len(trajectory.steps),
+            num_corrections=sum(s.kind is StepKind.CORRECTION for s in trajectory.steps),
+            usage=trajectory.usage,
+            error=trajectory.error,
+            is_taught="teacher" in trajectory.models,
         )
-    ]
-    + [("seconds", pa.float64())]
-    + [
-        (name, pa.int64())
-        for name in ("teacher_cached_calls", "teacher_unstructured_calls", "cache_faults")
-    ]
-    + [("student_cost", pa.float64()), ("teacher_cost", pa.float64())]
+
+
+_OUTCOME_COLUMNS = (
+    *("trajectory_id", "success", "stop_reason", "error", "usage", "models"),
+    "steps.list.element.kind",
 )
-SCHEMA = pa.schema(
-    [
-        ("schema_version", pa.int32()),
-        ("trajectory_id", pa.string()),
-        ("task", _TASK),
-        ("prompt", pa.list_(_MESSAGE)),
-        ("steps", pa.list_(_STEP)),
-        ("reward", pa.float64()),
-        ("success", pa.bool_()),
-        ("stop_reason", pa.string()),
-        ("source", pa.string()),
-        ("seed", pa.int64()),
-        ("error", pa.string()),
-        ("models", _TEXT_MAP),
-        ("prompt_version", pa.string()),
-        ("engine", pa.string()),
-        ("usage", _USAGE),
-        ("producer", pa.string()),
-        ("best_reward", pa.float64()),
-    ],
-    metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
-)
-"""One row per trajectory; enums are strings, `task.params` and `models` are string maps."""
-
-
-def to_row(trajectory: Trajectory) -> dict[str, Any]:
-    """The trajectory as a row of `SCHEMA`: plain Python values, maps as sorted pairs."""
-    row: dict[str, Any] = _plain(trajectory)
-    return row
-
-
-def from_row(row: Mapping[str, Any]) -> Trajectory:
-    """The trajectory of a row; maps may be pairs (pyarrow) or dicts.
-
-    Raises:
-        DataError: written by a newer version of step_ray, a field missing, an unknown enum value.
-    """
-    _check_version(row.get("schema_version"), f"trajectory {row.get('trajectory_id')!r}")
-    try:
-        steps = tuple(_step(step) for step in row["steps"])
-        best = row.get("best_reward")  # rows written before it was recorded have none
-        return _build(
-            Trajectory,
-            row,
-            best_reward=best_sum(steps) if best is None else best,
-            task=_build(Task, row["task"], params=dict(row["task"]["params"])),
-            prompt=tuple(_build(Message, message) for message in row["prompt"]),
-            steps=steps,
-            stop_reason=StopReason(row["stop_reason"]),
-            source=Source(row["source"]),
-            models=dict(row["models"]),
-            usage=_build(Usage, row["usage"]),
-        )
-    except (KeyError, TypeError, ValueError) as exc:
-        name = f"trajectory {row.get('trajectory_id')!r}"
-        raise DataError(f"{name}: not a trajectory record ({exc}); collect it again") from exc
 
 
 def write_shard(folder: str | Path, trajectories: Sequence[Trajectory]) -> Path:
@@ -150,61 +77,160 @@ def write_shard(folder: str | Path, trajectories: Sequence[Trajectory]) -> Path:
     """
     if not trajectories:
         raise ValueError("write_shard: no trajectories")
+    return write_large_shard(folder, trajectories)
+
+
+def write_large_shard(folder: str | Path, trajectories: Iterable[Trajectory]) -> Path:
+    """`write_shard` of trajectories as they come, one at least, that need not fit into memory."""
     path = Path(folder) / f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.parquet"
-    rows = [to_row(trajectory) for trajectory in trajectories]
-    write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+    write_rows(path, SCHEMA, map(to_row, trajectories), rows_per_group=_ROWS_AT_ONCE)
     return path
 
 
-def read_trajectories(folder: str | Path) -> list[Trajectory]:
+def iter_trajectories(
+    folder: str | Path, ids: pa.Array | None = None, text: str = ""
+) -> Iterator[Trajectory]:
     """Every trajectory of the folder once, sorted by id; half-written files do not count.
 
     Of two rows with one id, a stop that is no error beats an error stop, else the later shard wins.
 
+    Args:
+        folder: where the shards are.
+        ids: only these (large strings); None: all.
+        text: only those whose id contains it.
+
     Raises:
         DataError: the folder is missing, or a shard is broken or newer than this version.
     """
+    _check_folder(folder)
+    yield from map(from_row, _iter_rows(folder, None, ids, text))
+
+
+def trajectory_ids(folder: str | Path) -> pa.Array:
+    """The ids of `iter_trajectories` (large strings), sorted.
+
+    Raises:
+        DataError: the folder is missing, or a shard is broken or newer than this version.
+    """
+    _check_folder(folder)
+    return _steady(folder, lambda paths: read_index(paths).winners().ids)
+
+
+def read_trajectories(folder: str | Path) -> list[Trajectory]:
+    """All of `iter_trajectories` at once, for folders that fit into memory."""
+    return list(iter_trajectories(folder))
+
+
+def iter_outcomes(folder: str | Path, ids: pa.Array | None = None) -> Iterator[Outcome]:
+    """The outcomes of `iter_trajectories`; the text of the episodes is not read.
+
+    Raises:
+        DataError: the folder is missing, or a shard is broken or newer than this version.
+    """
+    _check_folder(folder)
+    yield from map(_outcome, _iter_rows(folder, _OUTCOME_COLUMNS, ids))
+
+
+def _outcome(row: Mapping[str, Any]) -> Outcome:
+    return Outcome(
+        trajectory_id=row["trajectory_id"],
+        success=row["success"],
+        stop_reason=StopReason(row["stop_reason"]),
+        num_steps=len(row["steps"]),
+        num_corrections=sum(s["kind"] == StepKind.CORRECTION for s in row["steps"]),
+        usage=usage_from_row(row["usage"]),
+        error=row["error"],
+        is_taught="teacher" in dict(row["models"]),
+    )
+
+
+def _check_folder(folder: str | Path) -> None:
     if not Path(folder).is_dir():
         raise DataError(f"trajectories: no folder {str(folder)!r}; collect first or give another")
-    best: dict[str, Trajectory] = {}
-    for path in _shards(folder):
-        for row in read_rows(path):
-            new = from_row(row)
-            old = best.get(new.trajectory_id)
-            if old is None or old.stop_reason in ERROR_STOPS or new.stop_reason not in ERROR_STOPS:
-                best[new.trajectory_id] = new
-    return [best[name] for name in sorted(best)]
 
 
-def completed_ids(
+def _iter_rows(
+    folder: str | Path, columns: Sequence[str] | None, ids: pa.Array | None = None, text: str = ""
+) -> Iterator[dict[str, Any]]:
+    """The row of each id, in the order of the ids.
+
+    When files were merged away meanwhile it looks again, and goes on behind the last id it gave.
+    """
+    last = ""
+    for attempt in range(_MAX_RESTARTS):
+        try:
+            for row in _rows(read_index(shard_paths(folder)), columns, ids, text, last):
+                yield row
+                last = row["trajectory_id"]
+            return
+        except FileNotFoundError as exc:
+            if attempt == _MAX_RESTARTS - 1:
+                raise _restless(folder) from exc
+
+
+def _rows(
+    index: Index, columns: Sequence[str] | None, ids: pa.Array | None, text: str, after: str
+) -> Iterator[dict[str, Any]]:
+    index = index.winners()
+    index = index if ids is None else index.only(ids)
+    index = index.where(pc.match_substring(index.ids, text)) if text else index
+    index = index.where(pc.greater(index.ids, after)) if after else index
+    for table in index.tables(columns):
+        for start in range(0, len(table), _ROWS_AT_ONCE):
+            yield from table.slice(start, _ROWS_AT_ONCE).to_pylist()
+
+
+def finished_ids(
     folder: str | Path, retry: Collection[StopReason] = frozenset(ERROR_STOPS)
-) -> set[str]:
-    """Ids that need no further episode; a missing folder has none.
+) -> pa.Array:
+    """Ids (large strings) that need no further episode; a missing folder has none.
 
     Reads two columns. Ids that only ever stopped for a reason in `retry` are left out.
 
     Raises:
         DataError: a shard is broken or newer than this version.
     """
-    return {
-        row["trajectory_id"]
-        for path in _shards(folder)
-        for row in read_rows(path, columns=["trajectory_id", "stop_reason"])
-        if row["stop_reason"] not in retry
-    }
+    return _steady(folder, lambda paths: read_index(paths).finished(retry))
 
 
-def read_usages(folder: str | Path) -> list[Usage]:
-    """The usage of all rows, those of episodes that were played again included.
+def completed_ids(
+    folder: str | Path, retry: Collection[StopReason] = frozenset(ERROR_STOPS)
+) -> set[str]:
+    """`finished_ids` as a set, which takes several times the memory."""
+    return set(finished_ids(folder, retry).to_pylist())
+
+
+def total_usage(folder: str | Path) -> Usage:
+    """The usage of all rows together, those of episodes that were played again included.
 
     Raises:
         DataError: a shard is broken or newer than this version.
     """
-    return [
-        _build(Usage, row["usage"])
-        for path in _shards(folder)
-        for row in read_rows(path, columns=["usage"])
-    ]
+    return _steady(folder, _sum_usage)
+
+
+def _sum_usage(paths: Sequence[Path]) -> Usage:
+    sums: dict[str, Any] = {field.name: field.default for field in fields(Usage)}
+    for path in paths:
+        usage = read_columns(path, ["usage"])["usage"].combine_chunks()
+        for field in usage.type:
+            if field.name in sums:
+                sums[field.name] += pc.sum(usage.field(field.name)).as_py() or 0
+    return Usage(**sums)
+
+
+def _steady(folder: str | Path, read: Callable[[list[Path]], _Result]) -> _Result:
+    """What `read` makes of the shards, read again when some were merged away meanwhile."""
+    for _ in range(_MAX_RESTARTS):
+        try:
+            return read(shard_paths(folder))
+        except FileNotFoundError:
+            continue
+    raise _restless(folder)
+
+
+def _restless(folder: str | Path) -> DataError:
+    return DataError(f"folder {str(folder)!r}: its files change too fast to be read; try again")
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -214,32 +240,41 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str
         DataError: the file cannot be read, or is newer than this version.
     """
     try:
-        with pq.ParquetFile(path) as file:
-            metadata = file.schema_arrow.metadata or {}
-            _check_version(metadata.get(VERSION_KEY), f"file {str(path)!r}")
-            rows: list[dict[str, Any]] = file.read(columns=columns).to_pylist()
-            return rows
-    except (pa.ArrowException, OSError) as exc:
-        line = " ".join(str(exc).split())[:200]
-        raise DataError(f"file {str(path)!r}: broken; delete it and run again ({line})") from exc
+        rows: list[dict[str, Any]] = read_table(path, columns).to_pylist()
+    except FileNotFoundError as exc:
+        raise DataError(f"file {str(path)!r}: it is missing; run again") from exc
+    return rows
 
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file whole or not at all; the folder is made."""
-    with _atomic(path) as temp:
+    with atomic(path) as temp:
         pq.write_table(table, temp)
+
+
+def write_rows(
+    path: Path,
+    schema: pa.Schema,
+    rows: Iterable[Mapping[str, Any]],
+    rows_per_group: int = 4096,
+) -> None:
+    """Write a Parquet file of rows as they come, whole or not at all; the folder is made."""
+    coming = iter(rows)
+    with atomic(path) as temp, pq.ParquetWriter(temp, schema) as writer:
+        while chunk := list(islice(coming, rows_per_group)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
 
 
 def write_json(path: str | Path, obj: Any) -> None:
     """Write an object as JSON, whole or not at all; an existing file is replaced."""
     text = json.dumps(obj, indent=2, ensure_ascii=False) + "\n"
-    with _atomic(Path(path)) as temp:
+    with atomic(Path(path)) as temp:
         temp.write_text(text, encoding="utf-8")
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:
     """Write lines of text as they come, whole or not at all; an existing file is replaced."""
-    with _atomic(Path(path)) as temp, temp.open("w", encoding="utf-8", newline="\n") as file:
+    with atomic(Path(path)) as temp, temp.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
 
 
@@ -258,7 +293,7 @@ def read_json(path: str | Path) -> Any:
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -278,45 +313,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _shards(folder: str | Path) -> list[Path]:
-    return sorted(p for p in Path(folder).glob("*.parquet") if not p.name.startswith("."))
-
-
-def _check_version(version: Any, what: str) -> None:
-    """Refuse data that this version cannot read; `version` may be bytes (Parquet metadata)."""
-    if version is None:
-        raise DataError(f"{what}: no schema_version; step_ray did not write it, remove it")
-    if int(version) > SCHEMA_VERSION:
-        raise DataError(
-            f"{what}: schema_version {int(version)}, this step_ray reads up to {SCHEMA_VERSION};"
-            " upgrade step_ray"
-        )
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return sorted(value.items())
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value.value if isinstance(value, Enum) else value
-
-
-def _build(record: type[_Record], row: Mapping[str, Any], **converted: Any) -> _Record:
-    """A record from the fields that the row has; fields added since then take their defaults."""
-    names = {field.name for field in fields(record)}  # type: ignore[arg-type]
-    return record(**({name: row[name] for name in names & row.keys()} | converted))
-
-
-def _step(row: Mapping[str, Any]) -> Step:
-    verdict = row["verdict"]
-    return _build(
-        Step,
-        row,
-        kind=StepKind(row["kind"]),
-        author=Author(row["author"]),
-        verdict=verdict and _build(Verdict, verdict, label=VerdictLabel(verdict["label"])),
-    )

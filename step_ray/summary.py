@@ -11,10 +11,16 @@ from typing import Any
 from rich.console import Console
 
 from step_ray.config import BASE, RunConfig
-from step_ray.report import ReportInputs, results_table, write_report, write_results
+from step_ray.report import (
+    CollectionCounts,
+    ReportInputs,
+    results_table,
+    write_report,
+    write_results,
+)
 from step_ray.runfolder import DONE, RunFolder, fingerprint
 from step_ray.stats import success_by_task, summarize
-from step_ray.store import read_json, read_trajectories, write_json
+from step_ray.store import iter_trajectories, read_json, read_trajectories, write_json
 from step_ray.types import EvalReport, Trajectory
 
 
@@ -44,7 +50,8 @@ def gather(config: RunConfig) -> ReportInputs:
         evals=[_eval(config, model, trajectories) for model, trajectories in played.items()],
         outcomes={model: success_by_task(t) for model, t in played.items()},
         training={m: lines for m, lines in training.items() if lines},
-        collection=_trajectories(root / "trajectories" / "collect"),
+        collection=_collection(root / "trajectories" / "collect"),
+        collection_state=_collection_state(config),
         datasets={m: summary for m, summary in datasets.items() if summary},
         task_types={t.task.task_id: t.task.task_type for ts in played.values() for t in ts},
     )
@@ -63,6 +70,14 @@ def _eval(config: RunConfig, model: str, trajectories: list[Trajectory]) -> Eval
     )
 
 
+def _collection_state(config: RunConfig) -> dict[str, Any]:
+    state = RunFolder(config.run_dir).state("collect")
+    if state.status is None:
+        return {}
+    budget = config.teacher.budget.limits
+    return {"status": state.status, "budget": budget, "summary": dict(state.summary)}
+
+
 def _facts(root: Path) -> dict[str, Any]:
     """What run.json says about the latest start."""
     starts: list[dict[str, Any]] = _json(root / "run.json").get("starts", [])
@@ -71,6 +86,10 @@ def _facts(root: Path) -> dict[str, Any]:
 
 def _trajectories(folder: Path) -> list[Trajectory]:
     return read_trajectories(folder) if folder.is_dir() else []
+
+
+def _collection(folder: Path) -> CollectionCounts:
+    return CollectionCounts.of(iter_trajectories(folder) if folder.is_dir() else ())
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,23 +1,19 @@
 """The running count of a stage of episodes: won, failed, corrections, speed, money, time left.
 
-Takes finished trajectories, gives one line. It prints nothing and reads the clock that it is given.
+Takes outcomes of episodes, gives one line. It prints nothing and reads the clock that it is given.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable
 
-from step_ray.types import ERROR_STOPS, StepKind, Trajectory
+from step_ray.store import Outcome
+from step_ray.types import ERROR_STOPS
 
 
-def num_corrections(trajectory: Trajectory) -> int:
-    """Steps that the teacher wrote."""
-    return sum(step.kind is StepKind.CORRECTION for step in trajectory.steps)
-
-
-def num_generated(trajectory: Trajectory) -> int:
+def num_generated(outcome: Outcome) -> int:
     """Tokens that student and teacher wrote, cached replies not counted."""
-    return trajectory.usage.completion_tokens + trajectory.usage.teacher_completion_tokens
+    return outcome.usage.completion_tokens + outcome.usage.teacher_completion_tokens
 
 
 class Tally:
@@ -43,17 +39,17 @@ class Tally:
         self._cost = 0.0
         self._started: float | None = None
 
-    def add(self, trajectory: Trajectory) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Count an episode: one that was there, before `begin`; one that ended now, after it."""
         self.num_done += 1
-        self._num_won += trajectory.success
-        self._num_corrections += num_corrections(trajectory)
-        self._is_taught |= "teacher" in trajectory.models
-        if trajectory.stop_reason in ERROR_STOPS:
-            self._failed[trajectory.stop_reason.value] += 1
-        self._cost += trajectory.usage.teacher_cost + trajectory.usage.student_cost
+        self._num_won += outcome.success
+        self._num_corrections += outcome.num_corrections
+        self._is_taught |= outcome.is_taught
+        if outcome.stop_reason in ERROR_STOPS:
+            self._failed[outcome.stop_reason.value] += 1
+        self._cost += outcome.usage.teacher_cost + outcome.usage.student_cost
         if self._started is not None:
-            self._tokens += num_generated(trajectory)
+            self._tokens += num_generated(outcome)
 
     def begin(self) -> None:
         """Episodes are played from now on: speed and time left are theirs."""

@@ -6,6 +6,7 @@ masked example is dataset.py's.
 
 from pathlib import Path
 
+import pyarrow.compute as pc
 from rich.console import Console
 
 from step_ray.errors import DataError
@@ -25,12 +26,12 @@ def show_path(path: Path, index: int, text: str, model: str, console: Console) -
 
 def _show_trajectory(path: Path, index: int, text: str, console: Console) -> None:
     from step_ray.show import show_trajectory
-    from step_ray.store import read_trajectories
+    from step_ray.store import iter_trajectories, trajectory_ids
 
-    trajectories = read_trajectories(path)
-    found = [t for t in trajectories if text in t.trajectory_id]
-    _check(len(found), len(trajectories), index, path)
-    show_trajectory(found[index], console)
+    ids = trajectory_ids(path)
+    found = ids.filter(pc.match_substring(ids, text))
+    _check(len(found), len(ids), index, path)
+    show_trajectory(next(iter_trajectories(path, found[index : index + 1])), console)
 
 
 def _show_example(path: Path, index: int, text: str, model: str, console: Console) -> None:

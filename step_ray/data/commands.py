@@ -6,6 +6,7 @@ Thin: each command reads its flags, calls one module and prints what became of e
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,11 +48,11 @@ def stats(
     """
     from step_ray.data.files import trajectory_folders
     from step_ray.data.stats import count_lines, set_stats, type_table
-    from step_ray.store import read_trajectories
+    from step_ray.store import iter_trajectories
 
     folders = trajectory_folders(path)
     rules = _keep_rules(path, model)
-    found = [set_stats(name, read_trajectories(p), rules) for name, p in folders.items()]
+    found = [set_stats(name, iter_trajectories(p), rules) for name, p in folders.items()]
     if as_json:
         print(json.dumps({s.name: asdict(s) for s in found}, indent=2, ensure_ascii=False))
         return
@@ -149,19 +150,19 @@ def replay(
     from step_ray.replay import moved as with_paths
     from step_ray.replay import parse_moves
     from step_ray.replay import replay as replay_all
-    from step_ray.store import read_trajectories
+    from step_ray.store import iter_trajectories
 
     prefixes = parse_moves(moved or ())
     config = _run_config(path)
-    chosen = [
+    chosen = (
         with_paths(trajectory, prefixes)
         for folder in trajectory_folders(path).values()
-        for trajectory in read_trajectories(folder)
-        if text in trajectory.trajectory_id
-    ]
-    if not chosen:
+        for trajectory in iter_trajectories(folder, text=text)
+    )
+    first = next(chosen, None)
+    if first is None:
         raise DataError(f"--id: no trajectory of {str(path)!r} has {text!r} in its id")
-    report = replay_all(chosen, _env_maker(config))
+    report = replay_all(chain([first], chosen), _env_maker(config))
     for line in _replay_lines(report):
         print(line)
     if not report.ok:

@@ -8,16 +8,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-
-import pyarrow as pa
 
 from step_ray.data.chats import Chat, ExportPolicy, to_chat
 from step_ray.data.files import check_fresh
 from step_ray.data.flags import check_name
 from step_ray.data.formats import DEFAULT_FLAGS, Format, parquet_schema, row_writer
 from step_ray.errors import ConfigError, DataError
-from step_ray.store import read_trajectories, write_lines, write_table
+from step_ray.store import iter_trajectories, write_lines, write_rows
 
 ENDINGS: dict[Format, str] = {"openai": ".jsonl", "sharegpt": ".jsonl", "parquet": ".parquet"}
 
@@ -57,13 +56,14 @@ def export_file(
     if out.is_dir() or out.suffix != ENDINGS[form]:
         raise ConfigError(f"OUT: {str(out)!r} is no name for {form}; end it with {ENDINGS[form]}")
     summary = ExportSummary()
-    chats = list(_chats(folders, policy, summary))
-    if not chats:
+    chats = _chats(folders, policy, summary)
+    first = next(chats, None)
+    if first is None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
         raise DataError(f"export: no trajectory is left ({reasons}); try --keep all")
-    rows = map(row_writer(form, flag), chats)
+    rows = map(row_writer(form, flag), chain([first], chats))
     if form == "parquet":
-        write_table(out, pa.Table.from_pylist(list(rows), schema=parquet_schema(flag)))
+        write_rows(out, parquet_schema(flag), rows)
     else:
         write_lines(out, (json.dumps(row, ensure_ascii=False) for row in rows))
     return summary
@@ -71,7 +71,7 @@ def export_file(
 
 def _chats(folders: Iterable[Path], policy: ExportPolicy, summary: ExportSummary) -> Iterator[Chat]:
     for folder in folders:
-        for trajectory in read_trajectories(folder):
+        for trajectory in iter_trajectories(folder):
             summary.num_trajectories += 1
             outcome = to_chat(trajectory, policy)
             if isinstance(outcome, str):

@@ -8,6 +8,7 @@ is no episode is counted with its reason; what cannot be understood is refused w
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from step_ray import __version__
@@ -24,7 +25,7 @@ from step_ray.data.files import check_fresh, read_records
 from step_ray.data.formats import read_chat
 from step_ray.errors import DataError
 from step_ray.react import format_turn, initial_messages
-from step_ray.store import write_shard
+from step_ray.store import write_large_shard
 from step_ray.types import (
     Author,
     Message,
@@ -91,11 +92,12 @@ def import_file(path: Path, out: Path, options: ImportOptions) -> ImportSummary:
     """
     check_fresh(out)
     summary = ImportSummary()
-    trajectories = list(_trajectories(path, options, summary))
-    if not trajectories:
+    trajectories = _trajectories(path, options, summary)
+    first = next(trajectories, None)
+    if first is None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
         raise DataError(f"file {str(path)!r}: no episodes in it ({reasons or 'it is empty'})")
-    write_shard(out, trajectories)
+    write_large_shard(out, chain([first], trajectories))
     return summary
 
 

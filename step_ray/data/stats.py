@@ -4,7 +4,8 @@ Takes trajectories and maybe a renderer, gives counts and tables. It changes not
 calls kept is what masking.py keeps.
 """
 
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
@@ -74,32 +75,32 @@ class KeepRules:
     """Tokens of a rendered episode; None: lengths in tokens are not known."""
 
 
-def set_stats(name: str, trajectories: Sequence[Trajectory], rules: KeepRules) -> SetStats:
-    """Count the episodes of one folder."""
-    tokens = [rules.num_tokens(t) if rules.num_tokens else None for t in trajectories]
-    fates = Counter(_fate(t, n, rules) for t, n in zip(trajectories, tokens, strict=True))
-    by_type: dict[str, list[int]] = {}
-    for number, trajectory in enumerate(trajectories):
-        by_type.setdefault(trajectory.task.task_type or UNTYPED, []).append(number)
+def set_stats(name: str, trajectories: Iterable[Trajectory], rules: KeepRules) -> SetStats:
+    """Count the episodes of one folder, gone through once; per episode two numbers are kept."""
+    fates, stops, faults = Counter[str](), Counter[str](), Counter[str]()
+    whole, by_type = _TypeCounts(), defaultdict[str, _TypeCounts](_TypeCounts)
+    for trajectory in trajectories:
+        num_tokens = rules.num_tokens(trajectory) if rules.num_tokens else None
+        fates[_fate(trajectory, num_tokens, rules)] += 1
+        stops[trajectory.stop_reason.value] += 1
+        faults.update(
+            step.verdict.error_type or "(no label)"
+            for step in trajectory.steps
+            if step.verdict is not None and step.kind in (StepKind.ERROR, StepKind.SUBOPTIMAL)
+        )
+        for counts in (whole, by_type[trajectory.task.task_type or UNTYPED]):
+            counts.add(trajectory, num_tokens)
     groups = sorted(by_type.items())
     if len(groups) > 1:
-        groups.append(("all", list(range(len(trajectories)))))
+        groups.append(("all", whole))
     return SetStats(
         name=name,
-        num_episodes=len(trajectories),
+        num_episodes=fates.total(),
         num_kept=fates.pop("", 0),
         dropped=dict(fates.most_common()),
-        stop_reasons=_counted(t.stop_reason.value for t in trajectories),
-        error_types=_counted(
-            step.verdict.error_type or "(no label)"
-            for t in trajectories
-            for step in t.steps
-            if step.verdict is not None and step.kind in (StepKind.ERROR, StepKind.SUBOPTIMAL)
-        ),
-        types=[
-            _type_stats(name, [trajectories[n] for n in numbers], [tokens[n] for n in numbers])
-            for name, numbers in groups
-        ],
+        stop_reasons=dict(stops.most_common()),
+        error_types=dict(faults.most_common()),
+        types=[counts.stats(name) for name, counts in groups],
     )
 
 
@@ -115,27 +116,34 @@ def _fate(trajectory: Trajectory, num_tokens: int | None, rules: KeepRules) -> s
     return "" if trained else NOTHING_TRAINED
 
 
-def _type_stats(
-    name: str, trajectories: Sequence[Trajectory], tokens: Sequence[int | None]
-) -> TypeStats:
-    kinds = Counter(step.kind.value for t in trajectories for step in t.steps)
-    known = [number for number in tokens if number is not None]
-    return TypeStats(
-        task_type=name,
-        num_episodes=len(trajectories),
-        num_solved=sum(t.success for t in trajectories),
-        num_kinds={kind.value: kinds[kind.value] for kind in StepKind},
-        steps=_lengths([len(t.steps) for t in trajectories]),
-        tokens=_lengths(known) if known else None,
-    )
+class _TypeCounts:
+    """Adds up the episodes of one task type."""
+
+    def __init__(self) -> None:
+        self._num_solved = 0
+        self._kinds: Counter[str] = Counter()
+        self._steps, self._tokens = array("l"), array("l")
+
+    def add(self, trajectory: Trajectory, num_tokens: int | None) -> None:
+        self._num_solved += trajectory.success
+        self._kinds.update(step.kind.value for step in trajectory.steps)
+        self._steps.append(len(trajectory.steps))
+        if num_tokens is not None:
+            self._tokens.append(num_tokens)
+
+    def stats(self, name: str) -> TypeStats:
+        return TypeStats(
+            task_type=name,
+            num_episodes=len(self._steps),
+            num_solved=self._num_solved,
+            num_kinds={kind.value: self._kinds[kind.value] for kind in StepKind},
+            steps=_lengths(self._steps),
+            tokens=_lengths(self._tokens) if self._tokens else None,
+        )
 
 
 def _lengths(values: Sequence[int]) -> Lengths:
     return Lengths(mean=fmean(values), median=median(values), longest=max(values))
-
-
-def _counted(values: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(values).most_common())
 
 
 def type_table(stats: SetStats) -> Table:

@@ -4,8 +4,10 @@ Takes `ReportInputs`, writes one file that needs nothing else. All text is escap
 itself forbids scripts and requests, because observations and answers of models are untrusted.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,11 +15,14 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from step_ray.report import charts
+from step_ray.report.collection import CollectionCounts
+from step_ray.report.cost import collection_cost
 from step_ray.report.results import (
     BASE,
     NOT_RUN,
     ReportInputs,
     ResultRow,
+    costs,
     count,
     difference,
     plain,
@@ -25,12 +30,11 @@ from step_ray.report.results import (
     results_rows,
     write_text,
 )
-from step_ray.stats import success_interval
-from step_ray.types import Step, StepKind, Trajectory, VerdictLabel
+from step_ray.stats import wilson_interval
+from step_ray.types import Step, StepKind, Trajectory
 
 RUN_FACTS = ("name", "created", "config_digest", "git_revision", "versions", "machine")
 """Keys of `ReportInputs.run` that the header always shows, recorded or not; others follow."""
-NUM_EXAMPLES_SHOWN = 3
 DEFAULT_CONFIDENCE = 0.95
 
 Lines: TypeAlias = list[tuple[str, list[Any]]]
@@ -59,10 +63,11 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             chart_log=charts.loss_chart(inputs.training, log_y=True),
             chart_linear=charts.loss_chart(inputs.training, log_y=False),
             collection=collection_summary(inputs.collection, confidence),
+            spending=spending_facts(inputs.collection_state),
             datasets=inputs.datasets,
             dataset_lines=dataset_lines(inputs.datasets),
             costs=cost_lines(inputs),
-            examples=[example_view(t, mask_suboptimal) for t in pick_examples(inputs.collection)],
+            examples=[example_view(t, mask_suboptimal) for t in inputs.collection.examples()],
         )
     )
     write_text(Path(path), html)
@@ -126,82 +131,58 @@ def _labelled(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cost_lines(inputs: ReportInputs) -> Lines:
-    """Per arm: trained trajectories and tokens (one epoch), teacher calls and tokens, env steps.
-
-    An arm with self-reflected data pays for the whole collection, dropped episodes included; the
-    others pay nothing for it. What playing the golden trajectories cost is not counted.
-    """
-    arms = {BASE: {}, **inputs.config.get("arms", {})}
-    lines: Lines = []
-    for arm in dict.fromkeys([*arms, *inputs.datasets]):
-        data = inputs.datasets.get(arm, {})
-        if arm not in arms:
-            paid: list[int | None] = [None, None, None]
-        elif arms[arm].get("self_reflected", False):
-            paid = _collection_cost(inputs.collection)
-        else:
-            paid = [0, 0, 0]
-        lines.append((arm, [data.get("num_examples"), data.get("num_trained_tokens"), *paid]))
-    return lines
-
-
-def _collection_cost(collection: Sequence[Trajectory]) -> list[int | None]:
-    """Teacher calls, teacher tokens (prompt and answer) and environment steps."""
-    if not collection:
-        return [None, None, None]
-    usages = [trajectory.usage for trajectory in collection]
-    return [
-        sum(usage.teacher_calls for usage in usages),
-        sum(usage.teacher_prompt_tokens + usage.teacher_completion_tokens for usage in usages),
-        sum(usage.env_steps for usage in usages),
-    ]
+    """Per arm, see cost.ArmCost: data of one epoch, teacher calls and tokens, money, env steps."""
+    arms = dict.fromkeys([BASE, *inputs.config.get("arms", {}), *inputs.datasets])
+    return [(arm, list(asdict(costs(inputs, arm)).values())) for arm in arms]
 
 
 def collection_summary(
-    collection: Sequence[Trajectory], confidence: float
+    collection: CollectionCounts, confidence: float
 ) -> dict[str, list[tuple[str, Any]]] | None:
     """Facts and counts over the episodes of the collection; None when there are none."""
-    if not collection:
+    if not collection.num_episodes:
         return None
-    steps = [step for trajectory in collection for step in trajectory.steps]
-    verdicts = [step.verdict for step in steps if step.verdict]
-    faults = [v.error_type or "(none)" for v in verdicts if v.label is not VerdictLabel.GOOD]
-    corrections = [_num_corrections(trajectory) for trajectory in collection]
-    calls, tokens, env_steps = _collection_cost(collection)
+    rates = collection.success_by_task()
+    success = wilson_interval(math.fsum(rates), len(rates), confidence)
+    corrections, cost = collection.num_corrections, collection_cost(collection)
     return {
         "facts": [
-            ("episodes", count(len(collection))),
-            ("successful", count(sum(trajectory.success for trajectory in collection))),
-            ("success rate, %", " ".join(rate(success_interval(collection, confidence)))),
-            ("environment steps", count(env_steps)),
-            ("teacher calls", count(calls)),
-            ("teacher tokens", count(tokens)),
-            ("corrections", count(sum(corrections))),
-            ("per episode", f"{sum(corrections) / len(collection):.2f}"),
+            ("episodes", count(collection.num_episodes)),
+            ("successful", count(collection.num_success)),
+            ("success rate, %", " ".join(rate(success))),
+            ("environment steps", count(cost.env_steps)),
+            ("teacher calls", count(cost.teacher_calls)),
+            ("teacher tokens", count(cost.teacher_tokens)),
+            ("replies from the cache", count(cost.teacher_cached_calls)),
+            ("money", count(cost.money)),
+            ("corrections", count(corrections)),
+            ("per episode", f"{corrections / collection.num_episodes:.2f}"),
         ],
         "counts": [
-            ("Stop reasons", Counter(t.stop_reason.value for t in collection).most_common()),
-            ("Verdicts on steps", Counter(v.label.value for v in verdicts).most_common()),
-            ("Error types", Counter(faults).most_common()),
-            ("Episodes by number of corrections", sorted(Counter(corrections).items())),
+            ("Stop reasons", collection.stops.most_common()),
+            ("Verdicts on steps", collection.verdicts.most_common()),
+            ("Error types", collection.faults.most_common()),
+            ("Episodes by number of corrections", sorted(collection.corrections.items())),
         ],
     }
 
 
-def _num_corrections(trajectory: Trajectory) -> int:
-    return sum(step.kind is StepKind.CORRECTION for step in trajectory.steps)
-
-
-def pick_examples(collection: Sequence[Trajectory]) -> list[Trajectory]:
-    """Trajectories with an error and a correction: solved and short first, types mixed."""
-    wanted = {StepKind.ERROR, StepKind.CORRECTION}
-    mended = [t for t in collection if wanted <= {step.kind for step in t.steps}]
-    mended.sort(key=lambda t: (not t.success, len(t.steps), t.trajectory_id))
-    first_of_type: dict[str, Trajectory] = {}
-    for trajectory in mended:
-        first_of_type.setdefault(trajectory.task.task_type, trajectory)
-    order = {t.trajectory_id: t for t in [*first_of_type.values(), *mended]}
-    return list(order.values())[:NUM_EXAMPLES_SHOWN]
+def spending_facts(state: Mapping[str, Any]) -> list[str]:
+    """Sentences on what the collection has spent in all, and on what it left undone."""
+    summary = state.get("summary", {})
+    if "spent_calls" not in summary:
+        return []
+    spent = ", ".join(
+        f"{count(summary[f'spent_{name}'])} {name}" for name in ("calls", "tokens", "money")
+    )
+    limits = ", ".join(f"{count(limit)} {name}" for name, limit in state.get("budget", {}).items())
+    lines = [
+        f"Spent on the teacher in all, episodes that were lost or played again included: {spent}"
+        + (f"; budget: {limits}." if limits else "; no budget.")
+    ]
+    if summary.get("unfinished"):
+        lines.append(f"Not all of it was played: {summary['unfinished']}.")
+    return lines
 
 
 def example_view(trajectory: Trajectory, mask_suboptimal: bool) -> dict[str, Any]:

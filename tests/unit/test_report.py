@@ -17,14 +17,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from step_ray.errors import DataError
-from step_ray.report import ReportInputs, results_rows, results_table, write_report, write_results
+from step_ray.report import (
+    CollectionCounts,
+    ReportInputs,
+    results_rows,
+    results_table,
+    write_report,
+    write_results,
+)
 from step_ray.report.charts import linear_ticks, log_ticks, loss_chart, running_mean
 from step_ray.report.page import (
     collection_summary,
     cost_lines,
     dataset_lines,
     example_view,
-    pick_examples,
+    spending_facts,
     split_reflection,
 )
 from step_ray.stats import mean_interval, wilson_interval
@@ -102,7 +109,7 @@ def full_inputs() -> ReportInputs:
         evals=[make_report("base", 1), make_report("step", 4)],
         outcomes={"base": outcome("a"), "step": outcome("abcd")},
         training={"step": [{"step": i, "loss": 1 / i} for i in range(1, 50)]},
-        collection=[mended("t1"), mended("t2")],
+        collection=CollectionCounts.of([mended("t1"), mended("t2")]),
         datasets={"step": {"num_examples": 7, "num_trained_tokens": 1234}},
         task_types=dict.fromkeys("abcd", "pick"),
     )
@@ -153,15 +160,24 @@ def test_page_needs_no_network_and_has_no_script(tmp_path):
 
 def test_script_in_an_observation_stays_text(tmp_path):
     attack = "</div><script>alert(1)</script>"
-    page = render(tmp_path, replace(full_inputs(), collection=[mended("t1", observation=attack)]))
+    page = render(
+        tmp_path,
+        replace(full_inputs(), collection=CollectionCounts.of([mended("t1", observation=attack)])),
+    )
     assert "script" not in page.tags
     assert attack in page.text
+
+
+# what "Thought: " holds itself is found there, and not where the reflection stands
+TEXTS = st.text(
+    st.sampled_from("<>&\"'/=a \n{}%") | st.characters(), min_size=1, max_size=40
+).filter(lambda text: text not in "Thought: ")
 
 
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.text(st.sampled_from("<>&\"'/=a \n{}%") | st.characters(), min_size=1, max_size=40))
+@given(TEXTS)
 def test_untrusted_text_adds_no_tags(tmp_path, text):
     def inputs(text: str) -> ReportInputs:
         step = make_report("step", 4)
@@ -176,7 +192,9 @@ def test_untrusted_text_adds_no_tags(tmp_path, text):
             config={"arms": {f"arm {text}": {}}},
             evals=[replace(step, model=f"m {text}", by_task_type={text: step.success_rate})],
             training={text: [{"step": 1, "loss": 1.0}]},
-            collection=[mended("t", task=task, steps=steps, models={text: text})],
+            collection=CollectionCounts.of(
+                [mended("t", task=task, steps=steps, models={text: text})]
+            ),
             datasets={text: {f"key {text}": text}},
         )
 
@@ -253,17 +271,43 @@ def test_an_arm_with_self_reflected_data_pays_for_the_whole_collection():
     inputs = full_inputs()
     inputs = replace(inputs, datasets={**inputs.datasets, "other": {}})
     assert cost_lines(inputs) == [
-        ("base", [None, None, 0, 0, 0]),
-        ("golden_only", [None, None, 0, 0, 0]),
-        ("step", [7, 1234, 4, 1100, 6]),
-        ("other", [None, None, None, None, None]),
+        ("base", [None, None, 0, 0, 0, 0.0, 0]),
+        ("golden_only", [None, None, 0, 0, 0, 0.0, 0]),
+        ("step", [7, 1234, 4, 1100, 0, 0.0, 6]),
+        ("other", [None] * 7),
     ]
-    assert cost_lines(replace(inputs, collection=[]))[2] == ("step", [7, 1234, None, None, None])
+    nothing = cost_lines(replace(inputs, collection=CollectionCounts()))[2]
+    assert nothing == ("step", [7, 1234, *[None] * 5])
+
+
+def test_money_and_cached_replies_are_in_the_files_and_on_the_page(tmp_path):
+    usage = Usage(teacher_calls=2, teacher_cached_calls=3, teacher_cost=1.5, student_cost=0.25)
+    summary = {"spent_calls": 5, "spent_tokens": 700, "spent_money": 2.0, "unfinished": "3 to go"}
+    state = {"status": "partial", "budget": {"money": 2.0}, "summary": summary}
+    inputs = replace(
+        full_inputs(),
+        collection=CollectionCounts.of([replace(mended("t1"), usage=usage)] * 2),
+        collection_state=state,
+    )
+    write_results(tmp_path, inputs)
+    step = json.loads((tmp_path / "results.json").read_text())[2]["cost"]
+    assert (step["money"], step["teacher_calls"], step["teacher_cached_calls"]) == (3.5, 4, 6)
+    record = json.loads((tmp_path / "collection.json").read_text())
+    assert (record["status"], record["summary"]) == ("partial", summary)
+    assert record["cost_of_what_counts"]["money"] == 3.5
+    text = render(tmp_path, inputs).text
+    assert "lost or played again included: 5 calls, 700 tokens, 2 money; budget: 2 money." in text
+    assert "Not all of it was played: 3 to go." in text
+
+
+def test_without_a_record_of_the_collection_nothing_is_said_about_its_budget():
+    assert spending_facts({}) == []
+    assert spending_facts({"status": "started", "summary": {}}) == []
 
 
 def test_collection_counts_by_hand():
     failed = mended("t3", success=False, stop_reason=StopReason.MAX_STEPS, steps=())
-    summary = collection_summary([mended("t1"), mended("t2"), failed], 0.95)
+    summary = collection_summary(CollectionCounts.of([mended("t1"), mended("t2"), failed]), 0.95)
     facts, counts = dict(summary["facts"]), dict(summary["counts"])
     assert (facts["episodes"], facts["successful"], facts["corrections"]) == ("3", "2", "2")
     assert (facts["per episode"], facts["teacher tokens"]) == ("0.67", "1,650")
@@ -287,7 +331,7 @@ def test_examples_have_an_error_and_a_correction_and_mix_task_types():
     plain = mended("a0", steps=(make_step(),))
     lost = mended("a1", success=False)
     pool = [plain, lost, mended("c"), mended("b"), mended("d"), mended("z", task=heat)]
-    chosen = pick_examples(pool)
+    chosen = CollectionCounts.of(pool).examples()
     assert [t.trajectory_id[0] for t in chosen] == ["b", "z", "c"]
 
 

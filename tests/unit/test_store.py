@@ -10,15 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from step_ray.errors import DataError
+from step_ray.records import SCHEMA, VERSION_KEY, from_row, to_row
 from step_ray.store import (
-    SCHEMA,
-    VERSION_KEY,
     completed_ids,
-    from_row,
     read_json,
     read_trajectories,
-    read_usages,
-    to_row,
+    total_usage,
     write_json,
     write_shard,
 )
@@ -278,8 +275,8 @@ def test_usages_are_those_of_episodes_that_were_played_again_too(tmp_path):
         usage = Usage(teacher_calls=calls)
         write_shard(tmp_path, [replace(named("a", stop), usage=usage)])
 
-    assert [usage.teacher_calls for usage in read_usages(tmp_path)] == [3, 4]
-    assert read_usages(tmp_path / "none") == []
+    assert total_usage(tmp_path).teacher_calls == 7
+    assert total_usage(tmp_path / "none") == Usage()
 
 
 LATER_USAGE = (
@@ -301,7 +298,7 @@ def test_a_shard_from_before_money_was_counted_is_read_as_free(tmp_path):
     pq.write_table(pa.Table.from_pylist([row], schema=old), tmp_path / "old.parquet")
 
     assert read_trajectories(tmp_path) == [FULL]
-    assert read_usages(tmp_path) == [FULL.usage]
+    assert total_usage(tmp_path) == FULL.usage
 
 
 def test_completed_ids_read_two_columns_only(tmp_path):
