@@ -56,6 +56,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             rows=rows,
             confidence=confidence,
             types=_by_task_type(rows, inputs.task_types),
+            behaviour=_behaviour(rows),
             chart_log=charts.loss_chart(inputs.training, log_y=True),
             chart_linear=charts.loss_chart(inputs.training, log_y=False),
             collection=collection_summary(inputs.collection, confidence),
@@ -102,6 +103,19 @@ def _by_task_type(rows: Sequence[ResultRow], task_types: Mapping[str, str]) -> d
         "arms": [report.model for report in run],
         "lines": [
             (name or "(none)", numbers.get(name), [r.by_task_type.get(name) for r in run])
+            for name in names
+        ],
+    }
+
+
+def _behaviour(rows: Sequence[ResultRow]) -> dict[str, Any]:
+    """Arms that were run, and per measure each arm's interval (None: it has none)."""
+    run = [row.report for row in rows if row.report]
+    names = dict.fromkeys(name for report in run for name in report.behaviour)
+    return {
+        "arms": [report.model for report in run],
+        "lines": [
+            (name.replace("_", " "), [report.behaviour.get(name) for report in run])
             for name in names
         ],
     }

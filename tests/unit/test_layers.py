@@ -14,6 +14,8 @@ LAYERS: list[set[str]] = [
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"envs.webshop", "envs.webshop.tables"},
     {"env_config", "react", "records", "render", "stats", "show"},
+    {"behaviour"},
+    {"evalreport"},
     {"shards"},
     {"store"},
     {"compact"},
