@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from step_ray.report import charts
 from step_ray.report.results import (
     BASE,
+    GOLDEN_ONLY,
     NOT_RUN,
     ReportInputs,
     ResultRow,
@@ -25,8 +26,8 @@ from step_ray.report.results import (
     results_rows,
     write_text,
 )
-from step_ray.stats import success_interval
-from step_ray.types import Step, StepKind, Trajectory, VerdictLabel
+from step_ray.stats import PairedDifference, success_interval
+from step_ray.types import Interval, Step, StepKind, Trajectory, VerdictLabel
 
 RUN_FACTS = ("name", "created", "config_digest", "git_revision", "versions", "machine")
 """Keys of `ReportInputs.run` that the header always shows, recorded or not; others follow."""
@@ -48,7 +49,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
     confidence = confidences[0] if confidences else DEFAULT_CONFIDENCE
     mask_suboptimal = inputs.config.get("dataset", {}).get("mask_suboptimal", True)
     html = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             facts=run_facts(inputs.run),
@@ -57,6 +58,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             confidence=confidence,
             types=_by_task_type(rows, inputs.task_types),
             behaviour=_behaviour(rows),
+            forest=charts.forest(differences(rows)),
             chart_log=charts.loss_chart(inputs.training, log_y=True),
             chart_linear=charts.loss_chart(inputs.training, log_y=False),
             collection=collection_summary(inputs.collection, confidence),
@@ -69,7 +71,8 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
     write_text(Path(path), html)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of reports; everything is escaped."""
     # The template does not end in .html, so escaping has to be asked for.
     environment = Environment(
         loader=PackageLoader("step_ray"),
@@ -106,6 +109,17 @@ def _by_task_type(rows: Sequence[ResultRow], task_types: Mapping[str, str]) -> d
             for name in names
         ],
     }
+
+
+def differences(rows: Sequence[ResultRow]) -> list[tuple[str, Interval]]:
+    """Label and interval of every paired difference that could be made."""
+    pairs = [(row.arm, BASE, row.vs_base) for row in rows]
+    pairs += [(row.arm, GOLDEN_ONLY, row.vs_golden_only) for row in rows]
+    return [
+        (f"{arm} vs {other}", Interval(estimate=d.estimate, low=d.low, high=d.high))
+        for arm, other, d in pairs
+        if isinstance(d, PairedDifference)
+    ]
 
 
 def _behaviour(rows: Sequence[ResultRow]) -> dict[str, Any]:
