@@ -159,6 +159,19 @@ def report(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of finished runs")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write")] = Path(
+        "compare.html"
+    ),
+) -> None:
+    """Put runs of one config with other seeds side by side: each arm over runs."""
+    from step_ray.compare import compare as compare_runs
+
+    compare_runs(runs, out, Console(highlight=False))
+
+
+@app.command()
 def serve(
     config: ConfigPath,
     assignments: Assignments = None,

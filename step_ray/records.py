@@ -52,6 +52,7 @@ _STEP = pa.struct(
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
         ("seconds", pa.float64()),
+        ("noop", pa.bool_()),
     ]
 )
 _USAGE = pa.struct(

@@ -292,7 +292,13 @@ class _Episode:
         self.meter.env_step()
         self._reward += answer.reward
         seconds = step.seconds + time.monotonic() - started
-        done = replace(step, observation=answer.observation, reward=answer.reward, seconds=seconds)
+        done = replace(
+            step,
+            observation=answer.observation,
+            reward=answer.reward,
+            seconds=seconds,
+            noop=answer.noop,
+        )
         return done, answer
 
     async def _with_verdict(self, step: Step) -> Step:

@@ -1,6 +1,6 @@
 """Intervals and paired tests for evaluations: standard library and numpy only.
 
-Takes outcomes or trajectories, gives intervals, paired differences and the `EvalReport`. Tasks
+Takes outcomes or trajectories, gives intervals and paired differences. Tasks
 are the independent units throughout: several episodes of one task (seeds) are averaged before
 anything is estimated, otherwise repeating an easy task would narrow the interval
 (Miller 2024, arXiv 2411.00640, clustered errors). It never reads files and never drops an
@@ -8,7 +8,7 @@ episode: one that ended in an error counts as not solved.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -16,13 +16,9 @@ from statistics import NormalDist
 import numpy as np
 
 from step_ray.errors import DataError
-from step_ray.scores import SCORES, best_score, final_score
-from step_ray.types import ERROR_STOPS, TRUNCATED_STOPS, EvalReport, Interval, Trajectory
+from step_ray.scores import final_score
+from step_ray.types import Interval, Trajectory
 
-ENV_NOOP = "Nothing happens."
-"""What ALFWorld answers to an action without effect."""
-ENV_NOOPS = frozenset({ENV_NOOP, "No known action matches that input."})
-"""The same of every environment; ScienceWorld's is for what it does not understand."""
 NUM_RESAMPLES = 10_000
 """Resamples of the bootstrap."""
 
@@ -170,17 +166,18 @@ def _sign_test(num_a: int, num_b: int) -> float:
 
 def success_by_task(trajectories: Iterable[Trajectory]) -> dict[str, float]:
     """Share of the episodes of each task that succeeded, by task id: 0 or 1 with one seed."""
-    return _mean_by_task((t.task.task_id, float(t.success)) for t in trajectories)
+    return mean_by_task((t.task.task_id, float(t.success)) for t in trajectories)
 
 
 def score_by_task(
     trajectories: Iterable[Trajectory], score: Callable[[Trajectory], float] = final_score
 ) -> dict[str, float]:
     """Mean score of each task over its episodes, by task id."""
-    return _mean_by_task((t.task.task_id, score(t)) for t in trajectories)
+    return mean_by_task((t.task.task_id, score(t)) for t in trajectories)
 
 
-def _mean_by_task(outcomes: Iterable[tuple[str, float]]) -> dict[str, float]:
+def mean_by_task(outcomes: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Mean of the values of each task, by task id."""
     by_task: dict[str, list[float]] = defaultdict(list)
     for task_id, value in outcomes:
         by_task[task_id].append(value)
@@ -195,80 +192,3 @@ def success_interval(trajectories: Sequence[Trajectory], confidence: float) -> I
     """
     rates = success_by_task(trajectories)
     return wilson_interval(math.fsum(rates.values()), len(rates), confidence)
-
-
-def num_noops(trajectory: Trajectory) -> int:
-    """Steps that the environment answered with its no-op text."""
-    return sum((step.observation or "").strip() in ENV_NOOPS for step in trajectory.steps)
-
-
-def summarize(
-    model: str,
-    trajectories: Sequence[Trajectory],
-    confidence: float,
-    seconds: float,
-    seed: int,
-    scoring: str = "final",
-) -> EvalReport:
-    """The evaluation of one model: counts over episodes, intervals over tasks.
-
-    Each episode is counted once: as a success, else by its stop reason as an error, as truncated,
-    or as failed. With one seed `num_tasks` is the number of tasks, with several of episodes.
-
-    Args:
-        model: Name of the arm.
-        trajectories: One per task and seed.
-        confidence: Coverage of the intervals.
-        seconds: Wall time of the evaluation.
-        seed: First seed of the evaluation.
-        scoring: Which score the mean reward is of, see scores.SCORES.
-
-    Raises:
-        DataError: no trajectories, or one twice.
-    """
-    _check_unique(model, trajectories)
-    groups = Counter(_outcome(t) for t in trajectories)
-    num = len(trajectories)
-    by_type: dict[str, list[Trajectory]] = defaultdict(list)
-    for trajectory in trajectories:
-        by_type[trajectory.task.task_type].append(trajectory)
-    return EvalReport(
-        model=model,
-        num_tasks=num,
-        num_success=groups["success"],
-        num_failed=groups["failed"],
-        num_truncated=groups["truncated"],
-        num_errors=groups["error"],
-        success_rate=success_interval(trajectories, confidence),
-        mean_reward=_mean_score(trajectories, SCORES[scoring], confidence),
-        mean_best_reward=_mean_score(trajectories, best_score, confidence),
-        scoring=scoring,
-        mean_steps=sum(len(t.steps) for t in trajectories) / num,
-        mean_env_noops=sum(num_noops(t) for t in trajectories) / num,
-        stop_reasons=dict(Counter(t.stop_reason.value for t in trajectories).most_common()),
-        by_task_type={k: success_interval(v, confidence) for k, v in sorted(by_type.items())},
-        seconds=seconds,
-        seed=seed,
-    )
-
-
-def _mean_score(
-    trajectories: Sequence[Trajectory], score: Callable[[Trajectory], float], confidence: float
-) -> Interval:
-    return mean_interval(list(score_by_task(trajectories, score).values()), confidence)
-
-
-def _check_unique(model: str, trajectories: Sequence[Trajectory]) -> None:
-    if not trajectories:
-        raise DataError(f"evaluation: {model!r} has no trajectories; evaluate at least one task")
-    name, count = Counter(t.trajectory_id for t in trajectories).most_common(1)[0]
-    if count > 1:
-        raise DataError(f"evaluation: {model!r} has trajectory {name!r} {count} times; keep one")
-
-
-def _outcome(trajectory: Trajectory) -> str:
-    if trajectory.success:
-        return "success"
-    if trajectory.stop_reason in ERROR_STOPS:
-        return "error"
-    return "truncated" if trajectory.stop_reason in TRUNCATED_STOPS else "failed"

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from step_ray.config import BASE, RunConfig
+from step_ray.evalreport import summarize
 from step_ray.report import (
     CollectionCounts,
     ReportInputs,
@@ -19,7 +20,7 @@ from step_ray.report import (
     write_results,
 )
 from step_ray.runfolder import DONE, RunFolder, fingerprint
-from step_ray.stats import success_by_task, summarize
+from step_ray.stats import success_by_task
 from step_ray.store import iter_trajectories, read_json, read_trajectories, write_json
 from step_ray.types import EvalReport, Trajectory
 

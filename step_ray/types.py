@@ -145,6 +145,9 @@ class Step:
     completion_tokens: int = 0
     seconds: float = 0.0
     """Wall time of the step: LLM, teacher and environment together."""
+    noop: bool | None = None
+    """The environment did not carry the action out (not understood, or of no effect); None: it was
+    never asked, or this is not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,13 +240,15 @@ class EvalReport:
     success_rate: Interval
     mean_reward: Interval
     mean_steps: float
-    mean_env_noops: float
-    """Steps per episode that the environment answered with its no-op text."""
+    mean_invalid: float
+    """Steps per episode that were unreadable or that the environment did not carry out."""
     stop_reasons: Mapping[str, int]
     by_task_type: Mapping[str, Interval]
     seconds: float
     seed: int
     mean_best_reward: Interval | None = None
     """Mean of the best scores; None: not recorded."""
+    behaviour: Mapping[str, Interval] = field(default_factory=dict)
+    """Name -> mean over tasks, see behaviour.MEASURES."""
     scoring: str = "final"
     """Which score `mean_reward` is the mean of, see scores.SCORES."""

@@ -1,7 +1,7 @@
-"""Loss curves as coordinates for an SVG; the template only draws them.
+"""Loss curves and forest plots as coordinates for an SVG; the template only draws them.
 
-Takes metric lines, gives tick and line positions in pixels. It drops no point silently: those
-that cannot be drawn are counted.
+Takes metric lines and intervals, gives tick and line positions in pixels. It drops no point
+silently: those that cannot be drawn are counted.
 """
 
 import math
@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from step_ray.types import Interval
+
 WIDTH, HEIGHT = 960, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 44
 """Margins around the plot, for the labels; pixels."""
+FOREST_LEFT, FOREST_RIGHT, FOREST_LINE = 240, 200, 26
+"""Of a forest plot: room for labels, for numbers, and the height of a line; pixels."""
 SMOOTHING = 40
 """The running mean spans 1/SMOOTHING of the points of a line."""
 
@@ -68,6 +72,67 @@ class Chart:
     lines: list[Line]
     num_left_out: int
     """Points that cannot be drawn: not finite, or not positive on a log axis."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForestRow:
+    """One interval of a forest plot; pixels."""
+
+    label: str
+    text: str
+    """The numbers, in percentage points."""
+    y: float
+    dot: float
+    low: float
+    high: float
+    open_low: bool
+    """The interval goes on beyond the plot."""
+    open_high: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forest:
+    """Differences with their intervals, one below the other, around a line at 0."""
+
+    x: Axis
+    rows: list[ForestRow]
+    zero: float
+    height: int
+
+
+def forest(differences: Sequence[tuple[str, Interval]]) -> Forest | None:
+    """Differences of rates (-1 to 1) as a forest plot in percentage points; None without any.
+
+    The axis holds every estimate and every bound within 100 points; what lies beyond is cut at the
+    edge and marked as open.
+    """
+    if not differences:
+        return None
+    ends = [100 * v for _, i in differences for v in (i.low, i.estimate, i.high)]
+    reach = max(5.0, *(min(abs(end), 100.0) for end in ends)) * 1.05
+    x = Axis(low=-reach, high=reach, start=FOREST_LEFT, end=WIDTH - FOREST_RIGHT)
+    rows = [
+        _forest_row(label, interval, x, TOP + FOREST_LINE * (number + 0.5))
+        for number, (label, interval) in enumerate(differences)
+    ]
+    zero = float(x.place(np.array(0.0)))
+    height = TOP + FOREST_LINE * len(rows) + BOTTOM
+    return Forest(x=x, rows=rows, zero=zero, height=height)
+
+
+def _forest_row(label: str, interval: Interval, x: Axis, y: float) -> ForestRow:
+    ends = np.array([interval.estimate, interval.low, interval.high]) * 100
+    dot, low, high = x.place(np.clip(ends, x.low, x.high)).round(1).tolist()
+    return ForestRow(
+        label=label,
+        text=f"{ends[0]:+.1f} [{ends[1]:+.1f}, {ends[2]:+.1f}]",
+        y=y,
+        dot=dot,
+        low=low,
+        high=high,
+        open_low=bool(ends[1] < x.low),
+        open_high=bool(ends[2] > x.high),
+    )
 
 
 def loss_chart(training: Mapping[str, Sequence[Mapping[str, Any]]], *, log_y: bool) -> Chart | None:

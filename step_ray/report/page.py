@@ -19,6 +19,7 @@ from step_ray.report.collection import CollectionCounts
 from step_ray.report.cost import collection_cost
 from step_ray.report.results import (
     BASE,
+    GOLDEN_ONLY,
     NOT_RUN,
     ReportInputs,
     ResultRow,
@@ -30,8 +31,8 @@ from step_ray.report.results import (
     results_rows,
     write_text,
 )
-from step_ray.stats import wilson_interval
-from step_ray.types import Step, StepKind, Trajectory
+from step_ray.stats import PairedDifference, wilson_interval
+from step_ray.types import Interval, Step, StepKind, Trajectory
 
 RUN_FACTS = ("name", "created", "config_digest", "git_revision", "versions", "machine")
 """Keys of `ReportInputs.run` that the header always shows, recorded or not; others follow."""
@@ -52,7 +53,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
     confidence = confidences[0] if confidences else DEFAULT_CONFIDENCE
     mask_suboptimal = inputs.config.get("dataset", {}).get("mask_suboptimal", True)
     html = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             facts=run_facts(inputs.run),
@@ -60,6 +61,8 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             rows=rows,
             confidence=confidence,
             types=_by_task_type(rows, inputs.task_types),
+            behaviour=_behaviour(rows),
+            forest=charts.forest(differences(rows)),
             chart_log=charts.loss_chart(inputs.training, log_y=True),
             chart_linear=charts.loss_chart(inputs.training, log_y=False),
             collection=collection_summary(inputs.collection, confidence),
@@ -73,7 +76,8 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
     write_text(Path(path), html)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of reports; everything is escaped."""
     # The template does not end in .html, so escaping has to be asked for.
     environment = Environment(
         loader=PackageLoader("step_ray"),
@@ -107,6 +111,31 @@ def _by_task_type(rows: Sequence[ResultRow], task_types: Mapping[str, str]) -> d
         "arms": [report.model for report in run],
         "lines": [
             (name or "(none)", numbers.get(name), [r.by_task_type.get(name) for r in run])
+            for name in names
+        ],
+    }
+
+
+def differences(rows: Sequence[ResultRow]) -> list[tuple[str, Interval]]:
+    """Label and interval of every paired difference that could be made."""
+    pairs = [(row.arm, BASE, row.vs_base) for row in rows]
+    # base against golden_only is the mirror of what is there already
+    pairs += [(row.arm, GOLDEN_ONLY, row.vs_golden_only) for row in rows if row.arm != BASE]
+    return [
+        (f"{arm} vs {other}", Interval(estimate=d.estimate, low=d.low, high=d.high))
+        for arm, other, d in pairs
+        if isinstance(d, PairedDifference)
+    ]
+
+
+def _behaviour(rows: Sequence[ResultRow]) -> dict[str, Any]:
+    """Arms that were run, and per measure each arm's interval (None: it has none)."""
+    run = [row.report for row in rows if row.report]
+    names = dict.fromkeys(name for report in run for name in report.behaviour)
+    return {
+        "arms": [report.model for report in run],
+        "lines": [
+            (name.replace("_", " "), [report.behaviour.get(name) for report in run])
             for name in names
         ],
     }
