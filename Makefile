@@ -11,7 +11,11 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 OFFICIAL ?= .venv-official
 OFFICIAL_STAMP := $(OFFICIAL)/.installed
 
-.PHONY: demo test test-slow test-official lint install clean
+# vLLM without a GPU, in an environment of its own: 3 GB.
+VLLM ?= .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
+
+.PHONY: demo test test-slow test-official test-vllm lint install clean
 
 install: $(STAMP)
 
@@ -39,10 +43,20 @@ $(OFFICIAL_STAMP): pyproject.toml constraints.txt
 test-official: $(OFFICIAL_STAMP)
 	$(OFFICIAL)/bin/python -m pytest tests/envs -k alfworld
 
+$(VLLM_STAMP): pyproject.toml tests/vllm/requirements.txt tests/vllm/make_shim.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps `$(VLLM)/bin/python tests/vllm/make_shim.py $(VLLM)`
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+test-vllm: $(VLLM_STAMP)
+	$(VLLM)/bin/python -m pytest tests/vllm
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OFFICIAL) build *.egg-info
+	rm -rf $(VENV) $(OFFICIAL) $(VLLM) build *.egg-info
