@@ -17,7 +17,11 @@ KUBERAY_CRDS ?= .crds
 export KUBERAY_CRDS
 CRD_URL := https://raw.githubusercontent.com/ray-project/kuberay/$(KUBERAY_VERSION)/helm-chart/kuberay-operator/crds
 
-.PHONY: demo test test-slow test-official lint install crds clean
+# vLLM without a GPU, in an environment of its own: 3 GB.
+VLLM ?= .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
+
+.PHONY: demo test test-slow test-official test-vllm lint install crds clean
 
 install: $(STAMP)
 
@@ -45,6 +49,16 @@ $(OFFICIAL_STAMP): pyproject.toml constraints.txt
 test-official: $(OFFICIAL_STAMP)
 	$(OFFICIAL)/bin/python -m pytest tests/envs -k alfworld
 
+$(VLLM_STAMP): pyproject.toml tests/vllm/requirements.txt tests/vllm/make_shim.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps `$(VLLM)/bin/python tests/vllm/make_shim.py $(VLLM)`
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+test-vllm: $(VLLM_STAMP)
+	$(VLLM)/bin/python -m pytest tests/vllm
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +70,4 @@ crds:
 	    curl -fsSL $(CRD_URL)/ray.io_$$kind.yaml -o $(KUBERAY_CRDS)/ray.io_$$kind.yaml || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OFFICIAL) .crds build *.egg-info
+	rm -rf $(VENV) $(OFFICIAL) $(VLLM) .crds build *.egg-info

@@ -30,7 +30,9 @@ from step_ray.openai_api import key_digest
 from step_ray.student import check_init, resolve_init
 
 APP_NAME = "step_ray_agent"
-SESSION_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+SESSION_ROUTING = {
+    "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+}
 
 
 class ServeArgs(ServeConfig):
@@ -114,14 +116,12 @@ def _options(args: ServeArgs) -> dict[str, Any]:
         "user_config": args.model_spec(),
         # An episode (header x-session-id) stays where its prefix is cached. Set for one replica,
         # too: a proxy keeps the router that it started with when replicas are added.
-        "request_router_config": RequestRouterConfig.model_validate(
-            {"request_router_class": SESSION_ROUTER}
-        ),
+        "request_router_config": RequestRouterConfig.model_validate(SESSION_ROUTING),
     }
 
 
 def _build_vllm(args: ServeArgs) -> serve.Application:
-    """Ray's OpenAI application on vLLM (GPU); its own routes, batching and prefix cache."""
+    """Ray's OpenAI application on vLLM; its own routes, batching and prefix cache."""
     try:
         from ray.serve.llm import LLMConfig, build_openai_app
     except ImportError as exc:
@@ -141,10 +141,18 @@ def _build_vllm(args: ServeArgs) -> serve.Application:
             "dtype": args.dtype,
             "tensor_parallel_size": max(1, int(args.gpus_per_replica)),
             "max_num_seqs": args.max_batch_size,
+            "enable_prefix_caching": True,
+            # what vLLM compiles for a GPU it would compile for a CPU too, in minutes
+            "enforce_eager": not args.gpus_per_replica,
         },
+        # without GPUs Ray cannot tell the device by itself
+        placement_group_config=None
+        if args.gpus_per_replica
+        else {"bundles": [{"CPU": args.cpus_per_replica}]},
         deployment_config={
             "num_replicas": args.num_replicas,
             "max_queued_requests": args.max_queued_requests,
+            "request_router_config": SESSION_ROUTING,
             # the engine's workers are bundles of a placement group, and one selector is for all
             **(
                 {"placement_group_bundle_label_selector": [args.node_labels]}
