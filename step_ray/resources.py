@@ -96,7 +96,7 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
 
 def _workers(train: TrainConfig) -> Demand:
     each = {"CPU": float(train.cpus_per_worker), "GPU": float(train.use_gpu)}
-    return Demand(key="train.num_workers", count=train.num_workers, each=each)
+    return Demand(key="train.num_workers", count=train.least_workers, each=each)
 
 
 def _places(each: Amounts, node: Amounts) -> int:
