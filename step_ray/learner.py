@@ -112,7 +112,7 @@ class Learner:
             Loss of the step over all ranks, and the norm of its gradient before clipping.
 
         Raises:
-            StepRayError: the loss is not finite; the weights are left as they were.
+            StepRayError: loss or gradient is not finite; the weights are left as they were.
         """
         torch.manual_seed(random.Random(f"{self.seed}/{number}/{self.rank}").getrandbits(63))
         loss = torch.zeros((), device=self.device)
@@ -123,8 +123,8 @@ class Learner:
             dist.all_reduce(loss)
         value = loss.item()
         if not math.isfinite(value):
-            raise StepRayError(f"train: loss is {value} at step {number}; lower learning_rate")
-        return value, self._update(lr)
+            raise StepRayError(f"train: loss is {value} at step {number + 1}; lower learning_rate")
+        return value, self._update(lr, number)
 
     def _backward(self, batch: MicroBatch, num_trained: int) -> Tensor:
         loss = self._loss(batch, num_trained)
@@ -144,11 +144,16 @@ class Learner:
             return self.model.no_sync()
         return nullcontext()
 
-    def _update(self, lr: float) -> float:
+    def _update(self, lr: float, number: int) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm: Any = nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
+        value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not math.isfinite(value):
+            raise StepRayError(
+                f"train: the gradient's norm is {value} at step {number + 1}; lower learning_rate"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return value

@@ -4,9 +4,12 @@ Takes `student.init` (a folder, a hub id, `builtin:<name>` or `scratch`), gives 
 and tokenizer. It neither trains the model nor renders a conversation.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -39,6 +43,11 @@ CHAT_TEMPLATE = (
     "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 """Prefix-stable: rendering more messages never changes the text of the earlier ones."""
+
+ADAPTER_FILE = "adapter_config.json"
+SAMPLE_BYTES = 64 * 1024
+NUM_SAMPLES = 16
+"""How much of a weight file tells it from another one of the same size."""
 
 WORD = Regex(r" ?\p{L}+| ?\d| ?[^\s\p{L}\d]+|\n| ")
 """Words carry their leading space; digits stand alone, so numbers are copied digit by digit."""
@@ -109,7 +118,7 @@ def resolve_init(init: str) -> str:
     path = Path(init).expanduser()
     looks_like_path = path.is_absolute() or init.startswith(".") or init.count("/") > 1
     if path.is_dir() or looks_like_path:
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
             raise ConfigError(f"student.init: {init!r} holds no config.json; give a model folder")
         return str(path.resolve())
     return init
@@ -135,16 +144,30 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def load_model(source: str, dtype: str) -> PreTrainedModel:
     """The causal language model of a folder or hub id; `dtype` is a torch dtype name.
 
+    The folder of a LoRA adapter gives its base with the adapter merged.
+
     Raises:
         ConfigError: it cannot be loaded.
     """
     try:
+        if (Path(source) / ADAPTER_FILE).is_file():
+            return _merged(source, dtype)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, dtype)
         )
     except (OSError, ValueError, SafetensorError) as exc:
         raise ConfigError(_load_fault("model", source, exc)) from exc
     return model
+
+
+def _merged(source: str, dtype: str) -> PreTrainedModel:
+    from peft import AutoPeftModelForCausalLM
+
+    # in float32, so that the sum of base and adapter is rounded once
+    adapter: Any = AutoPeftModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    merged: PreTrainedModel = adapter.merge_and_unload().to(getattr(torch, dtype))
+    merged.generation_config = GenerationConfig.from_pretrained(source)
+    return merged
 
 
 def check_init(init: str) -> None:
@@ -157,10 +180,46 @@ def check_init(init: str) -> None:
         return
     source = resolve_init(init)
     try:
-        AutoConfig.from_pretrained(source)
+        load_config(source)
     except (OSError, ValueError) as exc:
         raise ConfigError(_load_fault("config", source, exc)) from exc
     load_tokenizer(source)
+
+
+def vocabulary_size(source: str) -> int:
+    """Rows of the embedding of a model folder or hub id, by its config."""
+    return int(load_config(source).get_text_config().vocab_size)
+
+
+def load_config(source: str) -> Any:
+    """The model config of a folder or hub id; that of its base for a folder with a LoRA adapter."""
+    adapter = Path(source) / ADAPTER_FILE
+    if adapter.is_file():
+        source = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return AutoConfig.from_pretrained(source)
+
+
+def fingerprint(source: str) -> str:
+    """Tells models in one folder apart: a digest of names, sizes and samples of its weight files.
+
+    A hub id is fixed by its name; it gives an empty text.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as stream:
+            for place in _sampled(file.stat().st_size):
+                stream.seek(place)
+                digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _sampled(size: int) -> list[int]:
+    """Places in a file that are read: weights of gigabytes are not read whole for their name."""
+    return [size * part // NUM_SAMPLES for part in range(NUM_SAMPLES)]
 
 
 def save_student(

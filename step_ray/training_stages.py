@@ -163,7 +163,6 @@ def _fit(context: StageContext, name: str) -> Mapping[str, Any]:
             work_dir=root / "train" / name,
             seed=config.seed,
             name=name,
-            cpus_per_worker=settings.cpus_per_worker,
             on_progress=lambda m: counter.update(
                 m["step"],
                 f"loss {m['loss']:.3f}, {m['tokens_per_s']:,.0f} tokens/s",
