@@ -10,6 +10,7 @@ import step_ray
 PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
     {"", "types", "errors", "data", "progress", "runinfo", "kvcache", "loss", "report.charts"},
+    {"turnend", "encoding"},
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"envs.webshop", "envs.webshop.tables"},
