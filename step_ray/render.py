@@ -5,12 +5,14 @@ one rendering and one encoder, so what is served is what was trained. It decides
 is trained (dataset.py does), never searches the text for a turn, and never cuts an example.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from step_ray.chat_template import refuse_today
 from step_ray.encoding import MARK, Chat, Encoder, Tokens, blot, check_free
 from step_ray.errors import ConfigError, TemplateError, boundary
 from step_ray.turnend import end_of_turn
@@ -156,7 +158,10 @@ class Renderer:
         return Chat(text, hidden)
 
     def _apply(self, messages: Sequence[Message], *, generation: bool) -> str:
-        with boundary(TemplateError, "chat template: it refuses the conversation"):
+        has_system = any(message.role == "system" for message in messages)
+        hint = " (student.system: fold puts the system text into the first question)"
+        refusal = f"chat template: it refuses the conversation{hint if has_system else ''}"
+        with boundary(TemplateError, refusal):
             return str(
                 self.tokenizer.apply_chat_template(
                     [{"role": m.role, "content": m.content} for m in messages],
@@ -164,6 +169,21 @@ class Renderer:
                     add_generation_prompt=generation,
                 )
             )
+
+
+def check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Render an episode of two turns, so that a template that cannot be masked shows at once.
+
+    Raises:
+        ConfigError: see `Renderer`; or the template writes today's date.
+        TemplateError: see `Renderer.render_example`.
+    """
+    refuse_today(tokenizer.get_chat_template())
+    answer = "Thought: I look around.\nAction: look"
+    contents = ["Act in this world.", "You are in a room.", answer, "You see a desk.", answer]
+    roles = ["system", *["user", "assistant"] * 2]
+    messages = [Message(role=r, content=c) for r, c in zip(roles, contents, strict=True)]
+    Renderer(tokenizer, sys.maxsize).render_example(messages, [Span(message=2), Span(message=4)])
 
 
 def _mask(
@@ -186,7 +206,8 @@ def _mask(
 
 def _fault(index: int, what: str) -> str:
     return (
-        f"chat template: message {index} (assistant) {what}; use a tokenizer whose chat_template"
-        " only appends, keeps every turn as it is (no removal of thoughts) and ends its generation"
-        " prompt where no token can merge with the answer"
+        f"chat template: message {index} (assistant) {what}; use a template that only appends,"
+        " keeps every turn as it is (no removal of thoughts) and ends its generation prompt where"
+        " no token can merge with the answer: student.chat_template (builtin:chatml for Qwen3), or"
+        " student.system: fold where the system text moves"
     )
