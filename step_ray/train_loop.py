@@ -1,7 +1,7 @@
 """What each Ray Train worker runs: data order, schedule, metrics, when to checkpoint.
 
-Takes a `TrainJob`, leaves metrics and an exported model on the shared file system. The model itself
-is learner.py's, the batches are batching.py's; nothing here talks to the driver.
+Takes a `TrainJob`, leaves metrics and an exported model on the shared file system. The step itself
+is learner.py's, the model's files are train_state.py's; nothing here talks to the driver.
 """
 
 import json
@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
 
-from step_ray.batching import Examples, collate, load_examples, plan_epoch, split_batch
+from step_ray import train_state
+from step_ray.batching import Examples, load_examples, plan_epoch
 from step_ray.config import TrainConfig
 from step_ray.env_config import Section
 from step_ray.errors import DataError
@@ -77,17 +79,21 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
     job = TrainJob.model_validate(loop_config)
     started = time.monotonic()
     torch.set_num_threads(job.num_threads)
-    rank = ray.train.get_context().get_world_rank()
     examples = load_examples(job.examples_dir)
-    learner = Learner(init=job.init, dtype=job.dtype, config=job.config, seed=job.seed, rank=rank)
+    device = ray.train.torch.get_device()
+    learner = Learner(
+        init=job.init, dtype=job.dtype, config=job.config, seed=job.seed, device=device
+    )
     if int(examples.input_ids.max()) >= learner.vocab_size:
         raise DataError(f"examples: a token id is not in the vocabulary of {job.init!r}; rebuild")
     done = _restore(learner)
-    metrics = MetricsLog(job.work_dir, done, time.monotonic() - started) if rank == 0 else None
+    metrics = (
+        MetricsLog(job.work_dir, done, time.monotonic() - started) if learner.rank == 0 else None
+    )
     _run_steps(job, learner, examples, done, metrics)
     partial = job.output_dir.with_name(f".{job.output_dir.name}.partial")
-    learner.export(partial)
-    if rank == 0:
+    train_state.export(learner, partial)
+    if learner.rank == 0:
         result = asdict(read_result(job.work_dir))
         (partial / RESULT_FILE).write_text(json.dumps(result, indent=2), encoding="utf-8")
         partial.rename(job.output_dir)
@@ -98,7 +104,7 @@ def _restore(learner: Learner) -> int:
     if checkpoint is None:
         return 0
     with checkpoint.as_directory() as folder:
-        return learner.restore(folder)
+        return train_state.restore(learner, folder)
 
 
 def _run_steps(
@@ -115,43 +121,16 @@ def _run_steps(
         epoch, batch = plan[step]
         lr = learning_rate(step, len(plan), job.config)
         line = {"step": step + 1, "num_steps": len(plan), "epoch": epoch, "lr": lr}
-        line |= _run_step(learner, examples, batch, number=step, lr=lr)
+        line |= learner.train_batch(examples, batch, number=step, lr=lr)
         if metrics:
             metrics.append(line)
         if (step + 1) % job.config.checkpoint_every == 0 or step + 1 == len(plan):
             _checkpoint(learner, line)
 
 
-def _run_step(
-    learner: Learner, examples: Examples, batch: list[int], *, number: int, lr: float
-) -> dict[str, Any]:
-    """Train one global batch; gives its part of the metrics line (0-based epoch, 1-based step)."""
-    begun = time.monotonic()
-    lengths = {i: int(examples.lengths[i]) for i in batch}
-    budget = learner.config.micro_batch_tokens
-    passes = split_batch(batch, lengths, learner.world_size, budget)[learner.rank]
-    num_trained = int(examples.num_trained[batch].sum())
-    loss, norm = learner.step(
-        [collate(examples, indices) for indices in passes],
-        number=number,
-        num_trained=num_trained,
-        lr=lr,
-    )
-    seconds = time.monotonic() - begun
-    tokens = sum(lengths.values())
-    return {
-        "loss": loss,
-        "grad_norm": norm,
-        "trained_tokens": num_trained,
-        "tokens": tokens,
-        "tokens_per_s": tokens / seconds,
-        "seconds": seconds,
-    }
-
-
 def _checkpoint(learner: Learner, line: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        learner.save(folder, line["step"])
+        train_state.save(learner, folder, line["step"])
         ray.train.report(line, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

@@ -40,7 +40,9 @@ LAYERS: list[set[str]] = [
     {"envs.alfworld.env", "envs.alfworld.tasks", "envs.alfworld.explorer", "envs.alfworld.parity"},
     {"judging"},
     {"teacher", "tasks", "student", "batching", "generation", "runfolder", "raysetup"},
-    {"report.page", "rollout", "dataset", "learner", "agent_server"},
+    {"report.page", "rollout", "dataset", "trainee", "agent_server"},
+    {"learner"},
+    {"train_state"},
     {"report", "runner", "train_loop", "serve", "viewer", "play"},
     {"data.flags", "data.files"},
     {"data.chats", "replay"},
@@ -67,6 +69,9 @@ LIGHT = {
     *("report.charts", "envs", "envs.base"),
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
+
+RAYLESS = {"render", "batching", "loss", "trainee", "learner", "train_state"}
+"""The training step from conversation to weights; it runs on a machine without Ray."""
 
 
 def name_of(path):
@@ -118,3 +123,17 @@ def test_no_two_modules_import_each_other():
 def test_a_light_module_loads_nothing_heavy_at_its_top(name):
     roots = {full.split(".")[0] for full in imports(MODULES[name], top_only=True)}
     assert roots & HEAVY == set()
+
+
+@pytest.mark.parametrize("name", sorted(RAYLESS))
+def test_the_training_step_imports_no_ray_at_any_depth(name):
+    reached, todo = set(), {name}
+    while todo:
+        reached |= todo
+        todo = {below for module in todo for below in internal(MODULES[module])} - reached
+    with_ray = {
+        module
+        for module in reached
+        if any(full.split(".")[0] == "ray" for full in imports(MODULES[module]))
+    }
+    assert with_ray == set()
