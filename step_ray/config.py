@@ -49,6 +49,12 @@ class StudentConfig(Section):
 
     init: str = "builtin:tiny-base"
     """A model folder, a Hugging Face hub id, `builtin:<name>` (shipped), or `scratch`."""
+    chat_template: str = ""
+    """A Jinja file, or `builtin:chatml`, in place of the tokenizer's own template (empty): for base
+    models, and for templates that rewrite earlier turns (Qwen3: builtin:chatml)."""
+    system: Literal["role", "fold"] = "role"
+    """Where the instruction stands: in a message of its own, or before the first observation, for
+    templates that refuse the role (Gemma) or move its text to the last question (Mistral v3)."""
     max_length: int = Field(default=4096, ge=64)
     """Context in tokens; longer examples are dropped and counted, longer prompts end an episode."""
     dtype: Literal["float32", "bfloat16"] = "float32"

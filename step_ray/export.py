@@ -33,7 +33,7 @@ def export(
 
     Raises:
         TemplateError: the chat template ends no turn.
-        ConfigError: the tokenizer of `job.init` cannot be loaded.
+        ConfigError: the tokenizer cannot be loaded.
     """
     whole = StateDictOptions(
         full_state_dict=True,
@@ -46,7 +46,7 @@ def export(
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    tokenizer = load_tokenizer(job.init)
+    tokenizer = load_tokenizer(job.tokenizer_source)
     model = _save_weights(state, folder, job)
     generation = generation_config(model.generation_config, tokenizer)
     generation.save_pretrained(folder)

@@ -39,11 +39,12 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
         config: the run.
         stages: names of those to do; the others' resources are not asked for.
     """
+    from step_ray.chat_template import ChatSettings
     from step_ray.collect import check_teacher_key
     from step_ray.endpoint import check_endpoint
     from step_ray.envs import task_source
     from step_ray.react import load_prompt
-    from step_ray.student import check_init
+    from step_ray.student import check_student
 
     teacher = config.teacher
 
@@ -70,7 +71,10 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
     if teacher.kind == "llm":
         checks[f"teacher {teacher.model} at {teacher.base_url}"] = teacher_answers
     # last, because a hub id without a network is tried several times
-    checks[f"student {config.student.init}"] = lambda: check_init(config.student.init)
+    student = config.student
+    checks[f"student {student.init}"] = lambda: check_student(
+        student.init, ChatSettings.of(student)
+    )
     return [_check(what, function) for what, function in checks.items()]
 
 

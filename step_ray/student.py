@@ -4,30 +4,37 @@ Takes `student.init` (a folder, a hub id, `builtin:<name>` or `scratch`), gives 
 and tokenizer. It neither trains the model nor renders a conversation.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from step_ray.chat_template import ChatSettings, effective_template
 from step_ray.config import ScratchConfig
-from step_ray.errors import ConfigError
+from step_ray.errors import ConfigError, boundary
+from step_ray.model_files import (
+    ADAPTER_FILE,
+    WEIGHTS_FILE,
+    is_adapter,
+    load_config,
+    merged_adapter,
+)
+from step_ray.render import check_chat
+from step_ray.turnend import stop_ids
 
 SPECIAL_TOKENS = (
     "<|pad|>",
@@ -44,10 +51,9 @@ CHAT_TEMPLATE = (
 )
 """Prefix-stable: rendering more messages never changes the text of the earlier ones."""
 
-ADAPTER_FILE = "adapter_config.json"
-SAMPLE_BYTES = 64 * 1024
-NUM_SAMPLES = 16
-"""How much of a weight file tells it from another one of the same size."""
+OWN_CHAT = ChatSettings()
+LOAD_FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+"""What Hugging Face raises for folders that are missing, broken or do not fit together."""
 
 WORD = Regex(r" ?\p{L}+| ?\d| ?[^\s\p{L}\d]+|\n| ")
 """Words carry their leading space; digits stand alone, so numbers are copied digit by digit."""
@@ -124,18 +130,27 @@ def resolve_init(init: str) -> str:
     return init
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, chat: ChatSettings = OWN_CHAT) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id, with a chat template and a pad token.
+
+    Args:
+        source: the folder or hub id.
+        chat: which template it gets; by default its own.
 
     Raises:
         ConfigError: it cannot be loaded, or has no chat template.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as exc:
+        own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    except LOAD_FAULTS as exc:
         raise ConfigError(_load_fault("tokenizer", source, exc)) from exc
+    tokenizer.chat_template = effective_template(own, chat)
     if not tokenizer.chat_template:
-        raise ConfigError(f"student.init: {source!r} has no chat template; use a chat model")
+        raise ConfigError(
+            f"student.init: {source!r} has no chat template; use a chat model, or name a template"
+            " in student.chat_template"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -150,82 +165,85 @@ def load_model(source: str, dtype: str) -> PreTrainedModel:
         ConfigError: it cannot be loaded.
     """
     try:
-        if (Path(source) / ADAPTER_FILE).is_file():
-            return _merged(source, dtype)
+        if is_adapter(source):
+            return merged_adapter(source, getattr(torch, dtype))
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, dtype)
         )
-    except (OSError, ValueError, SafetensorError) as exc:
+    except LOAD_FAULTS as exc:
         raise ConfigError(_load_fault("model", source, exc)) from exc
     return model
 
 
-def _merged(source: str, dtype: str) -> PreTrainedModel:
-    from peft import AutoPeftModelForCausalLM
-
-    # in float32, so that the sum of base and adapter is rounded once
-    adapter: Any = AutoPeftModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    merged: PreTrainedModel = adapter.merge_and_unload().to(getattr(torch, dtype))
-    merged.generation_config = GenerationConfig.from_pretrained(source)
-    return merged
-
-
-def check_init(init: str) -> None:
-    """Load only the config and the tokenizer, so that a wrong name shows before any work.
+def check_student(init: str, chat: ChatSettings) -> None:
+    """Look at all of a student that can be seen without its weights, before any work.
 
     Raises:
-        ConfigError: see `load_tokenizer`.
+        ConfigError: see `load_tokenizer` and `check_model`.
+        TemplateError: its conversations cannot be masked, see `render.check_chat`.
     """
     if init == "scratch":
         return
     source = resolve_init(init)
-    try:
-        load_config(source)
-    except (OSError, ValueError) as exc:
-        raise ConfigError(_load_fault("config", source, exc)) from exc
-    load_tokenizer(source)
+    tokenizer = load_tokenizer(source, chat)
+    check_model(source, tokenizer)
+    check_chat(tokenizer)
 
 
-def vocabulary_size(source: str) -> int:
-    """Rows of the embedding of a model folder or hub id, by its config."""
-    return int(load_config(source).get_text_config().vocab_size)
+def check_model(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Look at a model's config and the headers of its weights, and whether the tokenizer fits.
 
+    Args:
+        source: a folder or hub id, see `resolve_init`.
+        tokenizer: what the model is trained or served with.
 
-def load_config(source: str) -> Any:
-    """The model config of a folder or hub id; that of its base for a folder with a LoRA adapter."""
-    adapter = Path(source) / ADAPTER_FILE
-    if adapter.is_file():
-        source = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return AutoConfig.from_pretrained(source)
-
-
-def fingerprint(source: str) -> str:
-    """Tells models in one folder apart: a digest of names, sizes and samples of its weight files.
-
-    A hub id is fixed by its name; it gives an empty text.
+    Raises:
+        ConfigError: no causal language model, unreadable weights, or a token without an embedding.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        return ""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
-        with file.open("rb") as stream:
-            for place in _sampled(file.stat().st_size):
-                stream.seek(place)
-                digest.update(stream.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+    try:
+        config = load_config(source)
+    except LOAD_FAULTS as exc:
+        raise ConfigError(_load_fault("config", source, exc)) from exc
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(
+            f"student.init: {source!r} is a {config.model_type!r}, no causal language model"
+        )
+    if Path(source).is_dir():
+        _check_weights(Path(source))
+    last, size = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
+    if last >= size:
+        raise ConfigError(
+            f"student.init: the tokenizer has ids up to {last}, but the vocabulary of the model"
+            f" {source!r} ends at {size - 1} (vocab_size); use the model's own tokenizer, or resize"
+            " its embedding"
+        )
 
 
-def _sampled(size: int) -> list[int]:
-    """Places in a file that are read: weights of gigabytes are not read whole for their name."""
-    return [size * part // NUM_SAMPLES for part in range(NUM_SAMPLES)]
+def _check_weights(folder: Path) -> None:
+    """Read the headers of the weights, which give away a file that was cut off."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file() and any(folder.glob("pytorch_model*.bin")):
+        return
+    with boundary(ConfigError, f"student.init: the weights in {str(folder)!r} cannot be read"):
+        names = {WEIGHTS_FILE[is_adapter(str(folder))]}
+        if index.is_file():
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for name in sorted(names):
+            with safe_open(folder / name, "pt"):
+                pass
 
 
 def save_student(
     folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Write model and tokenizer as a Hugging Face folder (safetensors)."""
+    """Write model and tokenizer as a Hugging Face folder (safetensors).
+
+    Its generation_config.json names every token at which generation stops (turnend.py), so that
+    other engines stop there too.
+    """
+    config = model.generation_config
+    if config is not None:
+        config.eos_token_id = list(stop_ids(tokenizer, config))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -26,7 +26,8 @@ from step_ray.batching import Examples, load_examples
 from step_ray.checkpoints import SCORE
 from step_ray.config import TrainConfig
 from step_ray.errors import ConfigError, DataError, RunStateError, StepRayError
-from step_ray.student import check_init, fingerprint, resolve_init, vocabulary_size
+from step_ray.model_files import fingerprint, load_config
+from step_ray.student import check_model, load_tokenizer, resolve_init
 from step_ray.tracking import check_installed
 from step_ray.train_config import TRAIN_SPEED_ONLY
 from step_ray.train_faults import StopAtOwnErrors, own_error
@@ -78,7 +79,6 @@ def train(
         StepRayError: the loss is not finite, or the workers failed more than `config.max_failures`
             times. Errors of step_ray in a worker are raised at once, without a restart.
     """
-    check_init(init)
     check_installed(config.tracking)
     if config.select == "best" and validation_dir is None:
         raise ConfigError("train.select: 'best' needs held-out examples; hold some out, or 'last'")
@@ -93,6 +93,7 @@ def train(
         seed=seed,
         name=name,
     )
+    check_model(job.init, load_tokenizer(job.tokenizer_source))
     _claim(job)
     if not job.output_dir.exists():
         job.output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +155,8 @@ def _digest(folder: Path, init: str) -> str:
 
 
 def _check_vocabulary(examples: Examples, folder: Path, init: str) -> None:
-    largest, size = int(examples.input_ids.max()), vocabulary_size(init)
+    largest = int(examples.input_ids.max())
+    size = load_config(init).get_text_config().vocab_size
     if largest >= size:
         raise DataError(
             f"examples: {str(folder)!r} has token id {largest}, but {init!r} has {size} tokens;"

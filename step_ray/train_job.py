@@ -18,6 +18,8 @@ METRICS_FILE = "metrics.jsonl"
 STARTS_FILE = "starts.jsonl"
 RESULT_FILE = "train_result.json"
 FAULTS_FILE = "faults.jsonl"
+TOKENIZER_FOLDER = "tokenizer"
+"""Beside the examples: the tokenizer, with the chat template, that rendered them."""
 
 
 class TrainJob(Section):
@@ -36,6 +38,15 @@ class TrainJob(Section):
     work_dir: Path
     seed: int
     name: str
+
+    @property
+    def tokenizer_source(self) -> str:
+        """The tokenizer that rendered the examples, where it is kept with them; else the model's.
+
+        What is exported speaks exactly as it was trained, whatever `init` has for a template.
+        """
+        folder = self.examples_dir / TOKENIZER_FOLDER
+        return str(folder) if folder.is_dir() else self.init
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,16 +10,20 @@ import step_ray
 PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
     {"", "types", "errors", "data", "progress", "runinfo", "kvcache", "loss", "report.charts"},
+    {"turnend", "encoding"},
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"envs.webshop", "envs.webshop.tables"},
-    {"env_config", "react", "store", "render", "stats", "show"},
+    {"env_config", "react", "store", "stats", "show"},
     {"spending"},
     {"teacher_config", "train_config"},
     {"config"},
+    {"chat_template"},
+    {"render"},
     {"llm", "endpoint", "ratelimit", "gate", "desk", "openai_api"},
     {"callcache", "meter"},
     {"envs.base", "report.results", "player", "train_faults", "resources", "masking", "holdout"},
+    {"train_job", "schedule", "tracking", "flops", "model_files"},
     {"envs", "envs.alfworld.belief", "envs.alfworld.text", "envs.alfworld.goal"},
     {"envs.alfworld.usual", "envs.scienceworld.jvm"},
     {"envs.scienceworld.env", "envs.scienceworld.track"},
@@ -39,7 +43,6 @@ LAYERS: list[set[str]] = [
     {"judging"},
     {"teacher", "tasks", "student", "batching", "generation", "runfolder", "raysetup"},
     {"report.page", "rollout", "dataset", "trainee", "agent_server"},
-    {"train_job", "schedule", "tracking", "turnend", "flops"},
     {"learner"},
     {"train_state", "validation", "speed"},
     {"checkpoints", "export"},
@@ -84,7 +87,7 @@ LIGHT = {
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
 
-RAYLESS = {"render", "batching", "loss", "trainee", "learner", "train_state"}
+RAYLESS = {"render", "batching", "loss", "trainee", "learner", "train_state", "export", "speed"}
 """The training step from conversation to weights; it runs on a machine without Ray."""
 
 
