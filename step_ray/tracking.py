@@ -7,6 +7,7 @@ tracker. It decides nothing about what is measured.
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -132,8 +133,13 @@ class _TensorBoard:
 
     def __init__(self, folder: Path, done: int) -> None:
         writer = _load(self.name).SummaryWriter
-        # purge_step hides what a killed worker wrote after the checkpoint
-        self._writer = writer(str(folder), purge_step=done + 1 if done else None)
+        # purge_step hides what a killed worker wrote after the checkpoint; files are read in the
+        # order of their names, which are unique to the second only
+        self._writer = writer(
+            str(folder),
+            purge_step=done + 1 if done else None,
+            filename_suffix=f".{time.time_ns()}",
+        )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         for key, value in numbers.items():

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tfevents import scalars
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from step_ray.config import ScratchConfig, TrainConfig
 from step_ray.errors import ConfigError, DataError, RunStateError, StepRayError
 from step_ray.student import new_model, save_student, train_tokenizer
 from step_ray.train import train
+from step_ray.train_config import TrackingConfig
 from step_ray.train_job import read_lines
 
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
@@ -38,15 +40,27 @@ def inputs(tmp_path_factory) -> dict:
     ids = [[draw.randint(7, 40) for _ in range(n)] for n in lengths]
     mask = [[position >= n // 2 for position in range(n)] for n in lengths]
     types = {"input_ids": pa.list_(pa.int32()), "loss_mask": pa.list_(pa.bool_())}
-    (folder / "examples").mkdir()
-    table = pa.table({"input_ids": ids, "loss_mask": mask}, schema=pa.schema(types))
-    pq.write_table(table, folder / "examples" / "part-0.parquet")
+    columns = {"input_ids": ids, "loss_mask": mask}
+    write(folder / "examples", columns, types)
+    held_out = {name: values[:10] for name, values in columns.items()}
+    # the first quarter of a text stands for its errors
+    held_out["error_mask"] = [[i < len(row) // 4 for i in range(len(row))] for row in ids[:10]]
+    write(folder / "held_out", held_out, types | {"error_mask": pa.list_(pa.bool_())})
     return {"init": str(folder / "model"), "examples_dir": folder / "examples", "dtype": "float32"}
+
+
+def write(folder: Path, columns: dict, types: dict) -> None:
+    folder.mkdir()
+    pq.write_table(pa.table(columns, schema=pa.schema(types)), folder / "part-0.parquet")
 
 
 def run(folder: Path, inputs: dict, config: TrainConfig = CONFIG, **options):
     settings = {"output_dir": folder / "out", "work_dir": folder / "work", "seed": 3, "name": "t"}
     return train(config, **{**inputs, **settings, **options})
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_lines(folder / "work" / "metrics.jsonl")]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -59,10 +73,17 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, inputs) -> Path:
-    """One worker, from start to end."""
+    """One worker, from start to end, with validations and TensorBoard."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    run(folder, inputs)
+    config = CONFIG.model_copy(
+        update={"validate_every": 30, "tracking": TrackingConfig(tensorboard=True)}
+    )
+    run(folder, inputs, config, validation_dir=held_out(inputs))
     return folder
+
+
+def held_out(inputs: dict) -> Path:
+    return inputs["examples_dir"].with_name("held_out")
 
 
 def kill_worker_after_a_checkpoint(work_dir: Path) -> threading.Thread:
@@ -91,7 +112,31 @@ def test_training_learns_and_leaves_a_loadable_model_and_one_line_per_step(unint
     assert lines[-1]["loss"] < lines[0]["loss"] - 1
     assert result["trained_tokens"] == sum(line["trained_tokens"] for line in lines)
     assert result["num_restarts"] == 0
+    assert result["exported_step"] == result["num_steps"]
     assert AutoTokenizer.from_pretrained(uninterrupted / "out").chat_template
+
+
+def test_validations_come_every_so_many_steps_and_at_the_end(uninterrupted):
+    lines = read_lines(uninterrupted / "work" / "metrics.jsonl")
+    result = json.loads((uninterrupted / "out" / "train_result.json").read_text())
+    validated = [line for line in lines if "validation_loss" in line]
+    last = result["num_steps"]
+    assert [line["step"] for line in validated] == [*range(30, last, 30), last]
+    assert validated[-1]["validation_loss"] < validated[0]["validation_loss"]
+    # the errors are not trained, so the model is no likelier to make them than by chance
+    assert all(line["error_nll"] > line["validation_loss"] for line in validated)
+    assert result["validation_loss"] == validated[-1]["validation_loss"]
+    assert result["error_nll"] == validated[-1]["error_nll"]
+
+
+def test_metrics_tell_speed_and_memory_and_go_to_tensorboard_too(uninterrupted):
+    lines = read_lines(uninterrupted / "work" / "metrics.jsonl")
+    for line in lines:
+        assert line["trained_tokens_per_s"] < line["tokens_per_s"]
+        assert 100 < line["peak_memory_mb"] < 4000
+        assert "mfu" not in line  # a CPU has no peak
+    curve = scalars(uninterrupted / "work" / "tracking" / "tensorboard", "loss")
+    assert curve == pytest.approx({line["step"]: line["loss"] for line in lines})
 
 
 def test_two_ddp_workers_train_the_same_weights_as_one(tmp_path, inputs, uninterrupted):
