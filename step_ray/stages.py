@@ -11,7 +11,7 @@ from typing import Any
 
 from step_ray.config import BASE, RunConfig
 from step_ray.stage import Stage, StageContext
-from step_ray.training_stages import model_stages
+from step_ray.training_stages import model_stages, needs_collection
 from step_ray.types import Source, Trajectory
 
 SPEED_ONLY = {"num_actors", "episodes_per_actor", "cpus_per_actor", "rows_per_shard"}
@@ -33,7 +33,9 @@ def build_stages(config: RunConfig) -> list[Stage]:
     stages = [_tasks(config), _expert(config)]
     if config.student.init == "scratch":
         stages.append(_student(config))
-    stages += [*model_stages(config, BASE), _collect(config)]
+    stages += model_stages(config, BASE)
+    if needs_collection(config):
+        stages.append(_collect(config))
     if any(arm.own_success for arm in config.arms.values()):
         stages.append(_own(config))
     for arm in config.arms:

@@ -23,7 +23,7 @@ def model_stages(config: RunConfig, name: str) -> list[Stage]:
     """Dataset and training of the base agent or of one arm."""
     recipe = recipe_of(config, name)
     start = ("student",) if config.student.init == "scratch" else ()
-    played = ("expert",) if name == BASE else ("expert", "collect")
+    collected = ("collect",) if name != BASE and _reads_collection(config, recipe) else ()
     own = ("own",) if recipe.own_success else ()
     student = config.student.model_dump(include={"init", "max_length", "dtype"})
     from_base = ("train:base",) if recipe.init == "base_agent" else ()
@@ -31,7 +31,7 @@ def model_stages(config: RunConfig, name: str) -> list[Stage]:
     return [
         Stage(
             name=f"dataset:{name}",
-            needs=(*played, *own, *start),
+            needs=("expert", *collected, *own, *start),
             settings={
                 "recipe": recipe.model_dump(),
                 "dataset": config.dataset.model_dump(),
@@ -49,6 +49,19 @@ def model_stages(config: RunConfig, name: str) -> list[Stage]:
             run=lambda context: _fit(context, name),
         ),
     ]
+
+
+def needs_collection(config: RunConfig) -> bool:
+    """Whether anything is made of self-reflected trajectories; without arms, they are the aim."""
+    arms = config.arms.values()
+    return not arms or any(_reads_collection(config, arm) for arm in arms)
+
+
+def _reads_collection(config: RunConfig, recipe: Recipe) -> bool:
+    """Whether an arm trains on self-reflected trajectories, is matched to them, or validated."""
+    has_some = any(arm.self_reflected for arm in config.arms.values())
+    is_validated = config.dataset.holds_out and has_some
+    return recipe.self_reflected or recipe.match != "none" or is_validated
 
 
 def recipe_of(config: RunConfig, name: str) -> Recipe:
@@ -130,7 +143,8 @@ def _write_validation(
     """The held-out examples, the same for all arms; gives their counts."""
     from step_ray.dataset import build_validation, write_examples
 
-    played = ["golden"] if name == BASE else ["golden", "collect"]
+    collected = name != BASE and _reads_collection(context.config, recipe_of(context.config, name))
+    played = ["golden", "collect"] if collected else ["golden"]
     held_out = [t for folder in played for t in split(_read(context.root, folder), held)[1]]
     examples, summary = build_validation(held_out, renderer, context.config.dataset)
     write_examples(context.root / "datasets" / name / VALIDATION, examples)

@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -90,15 +92,20 @@ def kill_worker_after_a_checkpoint(work_dir: Path) -> threading.Thread:
     """SIGKILL rank 0, once, as soon as Ray has taken note of a checkpoint."""
 
     def watch() -> None:
-        deadline = time.monotonic() + 100
-        while not (work_dir / "t" / "checkpoint_manager_snapshot.json").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_for_a_checkpoint(work_dir)
         os.kill(read_lines(work_dir / "starts.jsonl")[-1]["pid"], signal.SIGKILL)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
+
+
+def wait_for_a_checkpoint(work_dir: Path) -> None:
+    """Return as soon as Ray has taken note of one."""
+    deadline = time.monotonic() + 200
+    while not (work_dir / "t" / "checkpoint_manager_snapshot.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def start_steps(folder: Path) -> list[int]:
@@ -147,6 +154,51 @@ def test_two_ddp_workers_train_the_same_weights_as_one(tmp_path, inputs, uninter
     assert seen[-1] == result.num_steps
 
 
+def test_an_elastic_training_starts_with_the_workers_that_fit_and_keeps_its_batches(
+    tmp_path, inputs, uninterrupted
+):
+    # of two workers with three CPUs each, one fits on four
+    config = CONFIG.model_copy(update={"num_workers": (1, 2), "cpus_per_worker": 3})
+    run(tmp_path, inputs, config)
+    assert losses(tmp_path) == pytest.approx(losses(uninterrupted), rel=1e-4)
+
+
+def test_the_best_checkpoint_is_kept_and_exported(tmp_path, inputs):
+    # held out are texts that contradict the others: the better the training, the worse they fare
+    columns = pq.read_table(held_out(inputs) / "part-0.parquet").to_pydict()
+    columns["input_ids"] = [[41 + (7 * i) % 200 for i in row] for row in columns["input_ids"]]
+    types = {"input_ids": pa.list_(pa.int32())}
+    types |= dict.fromkeys(("loss_mask", "error_mask"), pa.list_(pa.bool_()))
+    write(tmp_path / "contrary", columns, types)
+    changes = {"epochs": 2, "validate_every": 5, "checkpoint_every": 7, "select": "best"}
+    config = CONFIG.model_copy(update=changes)
+
+    result = run(tmp_path, inputs, config, validation_dir=tmp_path / "contrary")
+
+    lines = read_lines(tmp_path / "work" / "metrics.jsonl")
+    scores = {line["step"]: line["validation_loss"] for line in lines if line["step"] % 5 == 0}
+    assert result.exported_step == min(scores, key=scores.get) == 5
+    assert result.validation_loss == scores[5]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert mean_nll(model, columns, "loss_mask") == pytest.approx(scores[5], rel=1e-4)
+    assert mean_nll(model, columns, "error_mask") == pytest.approx(result.error_nll, rel=1e-4)
+    kept = list((tmp_path / "work" / "t").glob("checkpoint_*"))
+    assert len([folder for folder in kept if folder.is_dir()]) == 2  # the best and the newest
+
+
+def mean_nll(model, columns: dict, mask: str) -> float:
+    """Mean negative log probability of masked tokens, text by text and without any of our code."""
+    total = count = 0
+    for ids, flags in zip(columns["input_ids"], columns[mask], strict=True):
+        with torch.no_grad():
+            log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        for position in range(1, len(ids)):
+            if flags[position]:
+                total -= log_probs[position - 1, ids[position]].item()
+                count += 1
+    return total / count
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_happened(
     tmp_path, inputs, uninterrupted
@@ -158,6 +210,50 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_happened(
     assert result.num_restarts == 1
     assert start_steps(tmp_path)[1] >= 20
     assert [line["step"] for line in lines] == list(range(1, result.num_steps + 1))
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert_same_weights(tmp_path, uninterrupted)
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+import ray
+from step_ray.config import TrainConfig
+from step_ray.train import train
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+             object_store_memory=100 * 1024**2)
+    paths = {k: Path(job.pop(k)) for k in ("examples_dir", "output_dir", "work_dir")}
+    train(TrainConfig(**job.pop("config")), **paths, **job)
+"""
+
+
+@pytest.mark.slow
+def test_after_the_driver_is_killed_the_same_command_goes_on_with_the_same_losses(
+    tmp_path, inputs, uninterrupted
+):
+    job = {
+        **inputs,
+        "output_dir": tmp_path / "out",
+        "work_dir": tmp_path / "work",
+        "seed": 3,
+        "name": "t",
+        "config": CONFIG.model_dump(mode="json"),
+    }
+    command = [sys.executable, "-c", DRIVER, json.dumps(job, default=str)]
+    driver = subprocess.Popen(command)
+    wait_for_a_checkpoint(tmp_path / "work")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not (tmp_path / "out").exists()
+
+    subprocess.run(command, check=True, timeout=200)
+
+    assert len(start_steps(tmp_path)) == 2
+    assert start_steps(tmp_path)[1] >= 20
+    assert losses(tmp_path) == losses(uninterrupted)
     assert_same_weights(tmp_path, uninterrupted)
 
 
