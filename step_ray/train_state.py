@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
     set_state_dict,
 )
 
-from step_ray.errors import RunStateError, boundary
+from step_ray.errors import RunStateError
 from step_ray.learner import Learner
 
 TRAINABLE_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -33,8 +34,14 @@ def restore(learner: Learner, folder: str) -> int:
         RunStateError: it cannot be read, or is of another model or optimizer.
     """
     state = {**_state(learner), "step": torch.tensor(0)}
-    with boundary(RunStateError, f"checkpoint: {folder!r} does not fit this model and training"):
+    try:
         dcp.load(state, checkpoint_id=folder)
+    # the first is a BaseException that holds those of the ranks
+    except (CheckpointException, OSError, ValueError, RuntimeError) as exc:
+        raise RunStateError(
+            f"checkpoint: {folder!r} does not fit this model and training ({_cause(exc)}); delete"
+            " the folder of the training, or take its model and settings"
+        ) from exc
     set_state_dict(
         learner.model,
         learner.optimizer,
@@ -43,6 +50,13 @@ def restore(learner: Learner, folder: str) -> int:
         options=TRAINABLE_ONLY,
     )
     return int(state["step"])
+
+
+def _cause(exc: BaseException) -> str:
+    """The first line of what went wrong, on the first rank where it did."""
+    if isinstance(exc, CheckpointException):
+        exc = next(failure for failure, _ in exc.failures.values())
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
 
 
 def _state(learner: Learner) -> dict[str, Any]:
