@@ -116,6 +116,29 @@ def test_arms_train_with_their_own_settings():
             "arms.fill: match 'trained_tokens' is for golden data; drop self_reflected or match",
         ),
         ({"arms": {"none": {"golden": False}}}, "arms.none: the arm trains on nothing; set golden"),
+        (
+            {"arms": {"fill": {"match": "trained_tokens", "own_success": True}}},
+            "arms.fill: match 'trained_tokens' is for golden data; drop own_success or match",
+        ),
+        ({"own": {"temperature": 0}}, "own: temperature 0 plays every sample alike; raise it"),
+        (
+            {"dataset": {"validation_share": 0.1, "validation_tasks": 3}},
+            "dataset: validation_share and validation_tasks are both set; keep one",
+        ),
+        (
+            {"train": {"select": "best"}},
+            "train.select: 'best' needs a validation loss; set dataset",
+        ),
+        ({"train_arm": {"select": "best"}}, "train_arm.select: 'best' needs a validation loss"),
+        (
+            {"train": {"lora_rank": 4, "export": "adapter"}},
+            "train.export: the base agent is what arms start from and what is served; use",
+        ),
+        (
+            {"train_arm": {"lora_rank": 4, "export": "adapter"}, "serve": {"engine": "vllm"}},
+            "train_arm.export: 'adapter' is served by the engine 'transformers' only",
+        ),
+        ({"train_arm": {"num_workers": [2, 1]}}, "train_arm.num_workers: give a number of 1 or"),
     ],
 )
 def test_a_bad_value_is_named(data, line):
