@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from step_ray.batching import Examples, MicroBatch, collate, padding_share, split_batch
@@ -53,6 +54,13 @@ class Learner:
         self.head = choose_head(
             bare, base, inputs, chunk=chunk, device=self.device, autocast=autocast
         )
+        self._reshard()
+
+    def _reshard(self) -> None:
+        """After a forward without a backward, FSDP2 keeps the root's whole weights in their place,
+        and an optimizer made then would train copies."""
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()
 
     def train_batch(
         self, examples: Examples, batch: Sequence[int], *, number: int, lr: float
@@ -113,6 +121,7 @@ class Learner:
         for batch in passes:
             total += self._loss(batch.to(self.device), num_trained=1)
         self.model.train()
+        self._reshard()
         if self.world_size > 1:
             dist.all_reduce(total)
         return total.item()
