@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
 from step_ray.teacher_config import Price, TeacherConfig
+from step_ray.train_config import TrainConfig
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names that are folders of a run."""
@@ -48,6 +49,12 @@ class StudentConfig(Section):
 
     init: str = "builtin:tiny-base"
     """A model folder, a Hugging Face hub id, `builtin:<name>` (shipped), or `scratch`."""
+    chat_template: str = ""
+    """A Jinja file, or `builtin:chatml`, in place of the tokenizer's own template (empty): for base
+    models, and for templates that rewrite earlier turns (Qwen3: builtin:chatml)."""
+    system: Literal["role", "fold"] = "role"
+    """Where the instruction stands: in a message of its own, or before the first observation, for
+    templates that refuse the role (Gemma) or move its text to the last question (Mistral v3)."""
     max_length: int = Field(default=4096, ge=64)
     """Context in tokens; longer examples are dropped and counted, longer prompts end an episode."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -64,40 +71,6 @@ class TasksConfig(Section):
     """U2: tasks on which the student acts under the teacher."""
     num_eval: int = Field(default=100, ge=1)
     eval_split: str = "valid_unseen"
-
-
-class TrainConfig(Section):
-    """Masked supervised fine-tuning."""
-
-    num_workers: int = Field(default=1, ge=1)
-    cpus_per_worker: int = Field(default=1, ge=1)
-    """CPUs and torch threads of a worker."""
-    use_gpu: bool = False
-    strategy: Literal["ddp", "fsdp2"] = "ddp"
-    epochs: int = Field(default=3, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    warmup_fraction: float = Field(default=0.03, ge=0, le=1)
-    """Share of the steps with rising learning rate; then cosine to 10 % of the peak."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    batch_tokens: int = Field(default=4096, ge=64)
-    """Tokens of one optimizer step, over all workers and accumulation."""
-    micro_batch_tokens: int = Field(default=4096, ge=64)
-    """Tokens of one forward pass on one worker (padding included)."""
-    packing: Literal["auto", "padded", "packed"] = "auto"
-    """`packed`: examples end to end in one row, each attending to itself only; `padded`: one
-    example a row; `auto`: packed if a trial on the model shows that its documents do not mix."""
-    loss_chunk: int = Field(default=0, ge=0)
-    """Trained tokens whose logits are in memory at once; 0: derived from the vocabulary."""
-    autocast: Literal["none", "bfloat16"] = "none"
-    gradient_checkpointing: bool = False
-    lora_rank: int = Field(default=0, ge=0)
-    """0: full fine-tuning; else a LoRA of this rank on the linear layers, merged at export."""
-    lora_alpha: float = Field(default=16.0, gt=0)
-    checkpoint_every: int = Field(default=200, ge=1)
-    """Optimizer steps between checkpoints."""
-    max_failures: int = Field(default=2, ge=0)
-    """Worker failures that are survived by restarting from the last checkpoint."""
 
 
 class CollectConfig(Section):
@@ -122,6 +95,20 @@ class CollectConfig(Section):
     (env_error, llm_error, teacher_error, timeout); a rerun plays these episodes again."""
 
 
+class OwnConfig(Section):
+    """Rollouts of the base agent alone on U2, made when an arm asks for `own_success`."""
+
+    num_samples: int = Field(default=4, ge=1)
+    """Episodes per task, each with a seed of its own."""
+    temperature: float = Field(default=0.7, ge=0)
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "OwnConfig":
+        if self.num_samples > 1 and not self.temperature:
+            raise ValueError("temperature 0 plays every sample alike; raise it or num_samples: 1")
+        return self
+
+
 class DatasetConfig(Section):
     """What becomes a training example."""
 
@@ -131,6 +118,22 @@ class DatasetConfig(Section):
     """Keep by reward instead of success."""
     mask_suboptimal: bool = True
     """Mask suboptimal steps like errors."""
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the tasks of U1 and of U2 whose trajectories are held out; at least one of each."""
+    validation_tasks: int = Field(default=0, ge=0)
+    """The same as a number, of each. All models hold out the same tasks; they are validated on the
+    golden and self-reflected trajectories of these, with errors masked, whatever the arm trains."""
+
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self) -> "DatasetConfig":
+        if self.validation_share and self.validation_tasks:
+            raise ValueError("validation_share and validation_tasks are both set; keep one")
+        return self
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether any task is held out."""
+        return bool(self.validation_share or self.validation_tasks)
 
 
 class Recipe(Section):
@@ -142,6 +145,9 @@ class Recipe(Section):
     """Golden trajectories of U2 tasks (control: golden-only with as many trajectories)."""
     self_reflected: bool = False
     """Self-reflected trajectories of U2."""
+    own_success: bool = False
+    """The base agent's own successful rollouts on U2, without a teacher (rejection fine-tuning,
+    see `own`); equal ones count once."""
     mask_errors: bool = True
     """False: all agent steps are trained (ablation step_no_mask)."""
     error_steps: Literal["keep", "remove"] = "keep"
@@ -154,18 +160,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sources_fit(self) -> "Recipe":
-        if not (self.golden or self.golden_collect or self.self_reflected):
+        if not (self.golden or self.golden_collect or self.self_reflected or self.own_success):
             raise ValueError(
-                "the arm trains on nothing; set golden, golden_collect or self_reflected: true"
+                "the arm trains on nothing; set golden, golden_collect, self_reflected or"
+                " own_success: true"
             )
         if self.match == "trajectories" and not self.golden_collect:
             raise ValueError(
                 "match 'trajectories' cuts golden_collect; set golden_collect: true or match: none"
             )
-        if self.match == "trained_tokens" and self.self_reflected:
-            raise ValueError(
-                "match 'trained_tokens' is for golden data; drop self_reflected or match"
-            )
+        extra = next((n for n in ("self_reflected", "own_success") if getattr(self, n)), None)
+        if self.match == "trained_tokens" and extra:
+            raise ValueError(f"match 'trained_tokens' is for golden data; drop {extra} or match")
         return self
 
 
@@ -220,6 +226,7 @@ class RunConfig(Section):
     train_arm: dict[str, Any] = Field(default={})
     """Fields of `train` that differ for the arms (after the base agent)."""
     collect: CollectConfig = CollectConfig()
+    own: OwnConfig = OwnConfig()
     dataset: DatasetConfig = DatasetConfig()
     arms: dict[str, Recipe] = Field(
         default={
@@ -261,6 +268,24 @@ class RunConfig(Section):
                 raise ValueError(f"arms: the name {name!r} is taken; rename the arm")
             if not re.fullmatch(NAME, name):
                 raise ValueError(f"arms: {name!r} is no folder name; use letters, digits and . _ -")
+        return self
+
+    @model_validator(mode="after")
+    def _best_needs_a_validation(self) -> "RunConfig":
+        for key, train in (("train", self.train), ("train_arm", self.arm_train())):
+            if train.select == "best" and not self.dataset.holds_out:
+                raise ValueError(
+                    f"{key}.select: 'best' needs a validation loss; set dataset.validation_share"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _base_agent_is_whole(self) -> "RunConfig":
+        if self.train.lora_rank and self.train.export == "adapter":
+            raise ValueError(
+                "train.export: the base agent is what arms start from and what is served; use"
+                " 'merged' there (train_arm may export adapters)"
+            )
         return self
 
     def arm_train(self) -> TrainConfig:

@@ -4,6 +4,8 @@ Takes records and the settings of the dataset and of an arm, gives yes, no or a 
 examples (dataset.py), exports and counts (data/) all ask here, so they cannot disagree.
 """
 
+from collections.abc import Iterable
+
 from step_ray.config import DatasetConfig, Recipe
 from step_ray.types import Step, StepKind, Trajectory
 
@@ -11,6 +13,7 @@ NOT_SUCCESSFUL = "not successful"
 LOW_REWARD = "reward below min_reward"
 TOO_LONG = "longer than student.max_length"
 NOTHING_TRAINED = "nothing trained"
+SAME_ROLLOUT = "same as another rollout"
 
 
 def unwanted(trajectory: Trajectory, config: DatasetConfig) -> str | None:
@@ -18,6 +21,21 @@ def unwanted(trajectory: Trajectory, config: DatasetConfig) -> str | None:
     if config.min_reward is not None:
         return LOW_REWARD if trajectory.reward < config.min_reward else None
     return NOT_SUCCESSFUL if config.keep == "success" and not trajectory.success else None
+
+
+def distinct(trajectories: Iterable[Trajectory]) -> tuple[list[Trajectory], int]:
+    """The first of all rollouts of a task that are equal word for word, and how many are left out.
+
+    A model that is sure of itself plays a task the same way again; trained as often, one easy task
+    would weigh more than several hard ones.
+    """
+    first: dict[tuple[str, ...], Trajectory] = {}
+    num_seen = 0
+    for trajectory in trajectories:
+        num_seen += 1
+        texts = (step.text for step in trajectory.steps)
+        first.setdefault((trajectory.task.task_id, *texts), trajectory)
+    return list(first.values()), num_seen - len(first)
 
 
 def steps_in_text(

@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
-from step_ray.config import RunConfig
+from step_ray.config import RunConfig, TrainConfig
 from step_ray.errors import ConfigError, RunStateError, StepRayError
 from step_ray.progress import Reporter
 from step_ray.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
 from step_ray.runfolder import DONE, STARTED, Change, RunFolder
 from step_ray.runinfo import run_info
-from step_ray.stages import Stage, StageContext, build_stages
+from step_ray.stage import Stage, StageContext
+from step_ray.stages import build_stages
 from step_ray.store import read_json, write_json
 
 
@@ -38,11 +39,12 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
         config: the run.
         stages: names of those to do; the others' resources are not asked for.
     """
+    from step_ray.chat_template import ChatSettings
     from step_ray.collect import check_teacher_key
     from step_ray.endpoint import check_endpoint
     from step_ray.envs import task_source
     from step_ray.react import load_prompt
-    from step_ray.student import check_init
+    from step_ray.student import check_student
 
     teacher = config.teacher
 
@@ -69,7 +71,10 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
     if teacher.kind == "llm":
         checks[f"teacher {teacher.model} at {teacher.base_url}"] = teacher_answers
     # last, because a hub id without a network is tried several times
-    checks[f"student {config.student.init}"] = lambda: check_init(config.student.init)
+    student = config.student
+    checks[f"student {student.init}"] = lambda: check_student(
+        student.init, ChatSettings.of(student)
+    )
     return [_check(what, function) for what, function in checks.items()]
 
 
@@ -262,7 +267,7 @@ def plan_lines(config: RunConfig) -> list[str]:
     lines += [
         f"tasks     {tasks.num_expert} expert (U1), {tasks.num_collect} collect (U2),"
         f" {tasks.num_eval} evaluate ({tasks.eval_split}) x {len(config.evaluate.seeds)} seeds",
-        f"train     {train.num_workers} worker(s), one {kind} each, {train.strategy},"
+        f"train     {_workers(train)} worker(s), one {kind} each, {train.strategy},"
         f" {'LoRA rank ' + str(train.lora_rank) if train.lora_rank else 'all weights'}",
         f"serve     {serve.engine}, {serve.num_replicas} replica(s), each"
         f" {serve.gpus_per_replica:g} GPU and {serve.cpus_per_replica:g} CPU",
@@ -274,3 +279,8 @@ def plan_lines(config: RunConfig) -> list[str]:
         f"folder    {config.run_dir}",
     ]
     return lines
+
+
+def _workers(train: TrainConfig) -> str:
+    least, most = train.least_workers, train.most_workers
+    return str(most) if least == most else f"{least} to {most}"

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from step_ray.config import DatasetConfig, Recipe
 from step_ray.dataset import build_examples
+from step_ray.errors import TemplateError
 from step_ray.masking import NOTHING_TRAINED, TOO_LONG
 from step_ray.render import Renderer
 from step_ray.student import CHAT_TEMPLATE
@@ -280,15 +281,11 @@ def test_llama2_finds_a_masked_error_in_a_message_that_the_template_strips():
     assert " ".join(got).endswith("[ / INST ] -go +\n +take +</s>")
 
 
-def test_without_an_end_token_the_turn_runs_to_the_end_of_its_rendering():
+def test_a_template_that_ends_no_turn_is_refused_with_the_knob():
     tokenizer = word_tokenizer(PLAIN, more=("system", "user", "assistant"))
 
-    got = shown(make_trajectory(act("look", "desk"), act("take", "mug")), tokenizer=tokenizer)
-
-    assert " ".join(got) == (
-        "system : rules \n user : room \n assistant : +look +\n user : desk \n"
-        " assistant : +take +\n"
-    )
+    with pytest.raises(TemplateError, match=r"no control token behind an answer.*chat_template"):
+        build(make_trajectory(act("look", "desk")), tokenizer=tokenizer)
 
 
 def test_too_long_examples_are_dropped_and_counted_never_cut():
