@@ -31,11 +31,11 @@ from step_ray.student import check_model, load_tokenizer, resolve_init
 from step_ray.tracking import check_installed
 from step_ray.train_config import TRAIN_SPEED_ONLY
 from step_ray.train_faults import StopAtOwnErrors, own_error
-from step_ray.train_job import METRICS_FILE, RESULT_FILE, TrainJob, TrainResult
+from step_ray.train_job import METRICS_FILE, RESULT_FILE, STARTS_FILE, TrainJob, TrainResult
 from step_ray.train_loop import train_loop_per_worker
 
 Progress = Callable[[Mapping[str, Any]], None]
-"""Called on the driver with the newest line of metrics.jsonl."""
+"""Called on the driver with the newest line of a file that a worker writes."""
 
 POLL_S = 0.5
 STATE_FILE = "train.json"
@@ -53,6 +53,7 @@ def train(
     seed: int,
     name: str,
     on_progress: Progress | None = None,
+    on_start: Progress | None = None,
 ) -> TrainResult:
     """Fine-tune a student on masked examples; called again after a kill, it goes on.
 
@@ -70,6 +71,8 @@ def train(
         seed: decides data order, dropout and the start of a LoRA.
         name: name of the Ray Train run; its checkpoints lie in `work_dir / name`.
         on_progress: called about twice a second while there are new steps.
+        on_start: called with the line of starts.jsonl when the workers are ready; its `layout` says
+            how batches are made.
 
     Raises:
         ConfigError: `init` cannot be loaded, a tracker is not installed, or `select: best` without
@@ -97,7 +100,10 @@ def train(
     _claim(job)
     if not job.output_dir.exists():
         job.output_dir.parent.mkdir(parents=True, exist_ok=True)
-        with _progress(job.work_dir / METRICS_FILE, on_progress):
+        with (
+            _progress(job.work_dir / STARTS_FILE, on_start),
+            _progress(job.work_dir / METRICS_FILE, on_progress),
+        ):
             _fit(job)
     saved = (job.output_dir / RESULT_FILE).read_text(encoding="utf-8")
     return TrainResult(**json.loads(saved))
@@ -217,7 +223,7 @@ def _fault(exc: TrainingFailedError, max_failures: int) -> StepRayError:
 
 @contextmanager
 def _progress(path: Path, on_progress: Progress | None) -> Iterator[None]:
-    """Follow metrics.jsonl from a thread, because workers cannot call the driver."""
+    """Follow a file of JSON lines from a thread, because workers cannot call the driver."""
     if on_progress is None:
         yield
         return

@@ -56,6 +56,16 @@ class TrainConfig(Section):
     """Tokens of one optimizer step, over all workers and accumulation."""
     micro_batch_tokens: int = Field(default=4096, ge=64)
     """Tokens of one forward pass on one worker (padding included)."""
+    packing: Literal["auto", "padded", "packed"] = "auto"
+    """`packed`: examples end to end in one row, each attending to itself only; `padded`: one
+    example a row; `auto`: packed if a trial on the model shows that its documents do not mix."""
+    attention: Literal[
+        "auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"
+    ] = "auto"
+    """Implementation of transformers; `auto` and `sdpa` run each packed example by itself, on a GPU
+    in bfloat16 by torch's flash attention, which needs no package."""
+    loss_chunk: int = Field(default=0, ge=0)
+    """Trained tokens whose logits are in memory at once; 0: derived from the vocabulary."""
     autocast: Literal["none", "bfloat16"] = "none"
     """`bfloat16` computes in bfloat16; trained weights, gradient sums and optimizer stay float32,
     whatever `student.dtype` says. `none` computes and keeps everything in `student.dtype`."""
@@ -123,6 +133,9 @@ TRAIN_SPEED_ONLY = frozenset(
         "use_gpu",
         "strategy",
         "micro_batch_tokens",
+        "packing",
+        "attention",
+        "loss_chunk",
         "gradient_checkpointing",
         "compile",
         "checkpoint_every",

@@ -7,6 +7,7 @@ and loads neither torch nor Ray, so driver, workers and report can all read it.
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,21 @@ class TrainResult:
 class MetricsLog:
     """metrics.jsonl, written by rank 0: one line per optimizer step, each step once."""
 
-    def __init__(self, work_dir: Path, done: int, setup_s: float) -> None:
-        """Drop the lines after step `done` (they are trained again) and note this start."""
+    def __init__(self, work_dir: Path, done: int, start: Mapping[str, Any]) -> None:
+        """Drop the lines after step `done` (they are trained again) and note this start.
+
+        Args:
+            work_dir: of the training.
+            done: steps of earlier starts.
+            start: what else there is to say of this start.
+        """
         self.path = work_dir / METRICS_FILE
         self._faults = work_dir / FAULTS_FILE
         kept = [line for line in read_lines(self.path) if line["step"] <= done]
         rewritten = self.path.with_suffix(".partial")
         rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         rewritten.replace(self.path)
-        self._append(work_dir / STARTS_FILE, {"step": done, "pid": os.getpid(), "setup_s": setup_s})
+        self._append(work_dir / STARTS_FILE, {"step": done, "pid": os.getpid(), **start})
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one step."""

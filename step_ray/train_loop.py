@@ -88,7 +88,8 @@ class _Run:
         if self.learner.rank:
             return
         job = self.job
-        self.metrics = MetricsLog(job.work_dir, done, setup_s)
+        layout = f"{self.learner.layout}; {self.learner.head}"
+        self.metrics = MetricsLog(job.work_dir, done, {"setup_s": setup_s, "layout": layout})
         opened = open_trackers(
             job.config.tracking,
             run=f"{job.work_dir.parent.parent.name}/{job.name}",

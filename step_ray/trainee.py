@@ -25,11 +25,14 @@ def build_model(init: str, dtype: str, config: TrainConfig, seed: int) -> Any:
     The seed makes the LoRA's random start the same on all ranks.
 
     Raises:
-        ConfigError: it cannot be loaded, or has no module of a name in `lora_targets`.
+        ConfigError: it cannot be loaded, has no module of a name in `lora_targets`, or not the
+            wanted attention.
     """
     # trained weights stay float32 when bfloat16 only computes: their updates are too small for it
     is_master = config.autocast == "bfloat16" and not config.lora_rank
     model: Any = load_model(init, "float32" if is_master else dtype)
+    if config.attention != "auto":
+        _set_attention(model, config.attention)
     if config.lora_rank:
         model = _with_lora(model, config, seed)
     if config.gradient_checkpointing:
@@ -38,6 +41,16 @@ def build_model(init: str, dtype: str, config: TrainConfig, seed: int) -> Any:
         for block in _decoder_blocks(model):
             block.compile()
     return model
+
+
+def _set_attention(model: Any, name: str) -> None:
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError) as exc:
+        line = " ".join(str(exc).split())[:200]
+        raise ConfigError(
+            f"train.attention: {name!r} cannot be used here; try auto ({line})"
+        ) from exc
 
 
 def _with_lora(model: Any, config: TrainConfig, seed: int) -> Any:

@@ -182,5 +182,6 @@ def _fit(context: StageContext, name: str) -> Mapping[str, Any]:
                 f"loss {m['loss']:.3f}, {m['tokens_per_s']:,.0f} tokens/s",
                 m["num_steps"],
             ),
+            on_start=lambda m: context.reporter.line(f"train {name}: {m['layout']}"),
         )
     return asdict(result)

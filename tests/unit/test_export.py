@@ -69,6 +69,8 @@ def trained(inputs, folder: Path, dtype="float32", **config):
         name="arm",
     )
     export(learner, folder / "out", job, examples, RESULT)
+    base = learner.model.get_base_model() if settings.lora_rank else learner.model
+    base.set_attn_implementation("sdpa")  # generation is not packed
     return learner
 
 

@@ -10,7 +10,7 @@ import step_ray
 PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
     {"", "types", "errors", "data", "progress", "runinfo", "kvcache", "loss", "report.charts"},
-    {"turnend", "encoding"},
+    {"attention", "headloss", "turnend", "encoding"},
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"envs.webshop", "envs.webshop.tables"},
@@ -43,6 +43,7 @@ LAYERS: list[set[str]] = [
     {"judging"},
     {"teacher", "tasks", "student", "batching", "generation", "runfolder", "raysetup"},
     {"report.page", "rollout", "dataset", "trainee", "agent_server"},
+    {"layout"},
     {"learner"},
     {"train_state", "validation", "speed"},
     {"checkpoints", "export"},
@@ -87,7 +88,10 @@ LIGHT = {
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
 
-RAYLESS = {"render", "batching", "loss", "trainee", "learner", "train_state", "export", "speed"}
+RAYLESS = {
+    *("render", "batching", "loss", "headloss", "attention", "layout", "trainee", "learner"),
+    *("train_state", "export", "speed"),
+}
 """The training step from conversation to weights; it runs on a machine without Ray."""
 
 
