@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.teacher_config import Price, TeacherConfig
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -123,53 +124,6 @@ class CollectConfig(Section):
     (env_error, llm_error, teacher_error, timeout); a rerun plays these episodes again."""
 
 
-class DatasetConfig(Section):
-    """What becomes a training example."""
-
-    keep: Literal["success", "all"] = "success"
-    """Trajectories that are kept."""
-    min_reward: float | None = None
-    """Keep by reward instead of success."""
-    mask_suboptimal: bool = True
-    """Mask suboptimal steps like errors."""
-
-
-class Recipe(Section):
-    """One training arm: its data, its mask, its start. A comparison is a list of arms."""
-
-    golden: bool = True
-    """Golden trajectories of U1."""
-    golden_collect: bool = False
-    """Golden trajectories of U2 tasks (control: golden-only with as many trajectories)."""
-    self_reflected: bool = False
-    """Self-reflected trajectories of U2."""
-    mask_errors: bool = True
-    """False: all agent steps are trained (ablation step_no_mask)."""
-    error_steps: Literal["keep", "remove"] = "keep"
-    """`remove` deletes error steps from the text (ablation step_replace)."""
-    match: Literal["none", "trajectories", "trained_tokens"] = "none"
-    """Cut golden_collect to the number of kept self-reflected trajectories, or repeat or cut the
-    golden data to the trained tokens of golden + self-reflected."""
-    init: Literal["base_agent", "student"] = "base_agent"
-    """Where the arm starts: the base agent, or the model of `student.init`."""
-
-    @model_validator(mode="after")
-    def _sources_fit(self) -> "Recipe":
-        if not (self.golden or self.golden_collect or self.self_reflected):
-            raise ValueError(
-                "the arm trains on nothing; set golden, golden_collect or self_reflected: true"
-            )
-        if self.match == "trajectories" and not self.golden_collect:
-            raise ValueError(
-                "match 'trajectories' cuts golden_collect; set golden_collect: true or match: none"
-            )
-        if self.match == "trained_tokens" and self.self_reflected:
-            raise ValueError(
-                "match 'trained_tokens' is for golden data; drop self_reflected or match"
-            )
-        return self
-
-
 class ServeConfig(Section):
     """The served agent."""
 
@@ -224,9 +178,9 @@ class RunConfig(Section):
     dataset: DatasetConfig = DatasetConfig()
     arms: dict[str, Recipe] = Field(
         default={
-            "golden_only": Recipe(golden_collect=True, match="trajectories"),
-            "step": Recipe(self_reflected=True),
-            "step_no_mask": Recipe(self_reflected=True, mask_errors=False),
+            "golden_only": Recipe(policy="golden_only"),
+            "step": Recipe(policy="step"),
+            "step_no_mask": Recipe(policy="no_mask"),
         }
     )
     """Trained and evaluated next to the base agent, in this order."""

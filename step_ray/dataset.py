@@ -8,17 +8,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, chain
 from pathlib import Path
 
 import pyarrow as pa
-from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
-from step_ray.config import DatasetConfig, Recipe
-from step_ray.errors import DataError
+from step_ray.errors import DataError, TemplateError
 from step_ray.masking import NOTHING_TRAINED, TOO_LONG, is_trained, steps_in_text, unwanted
 from step_ray.react import conversation, trajectory_messages
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.render import Renderer, Span
 from step_ray.store import VERSION_KEY, read_rows, write_table
 from step_ray.types import SCHEMA_VERSION, Message, Step, Trajectory
@@ -240,21 +238,6 @@ def read_examples(folder: str | Path) -> list[Example]:
     ]
 
 
-def colour_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """The example as text: trained tokens green, masked errors dim red, the rest dim."""
-    errors = example.error_mask or (False,) * len(example.input_ids)
-    styles = [
-        "green" if trained else "dim red" if error else "dim"
-        for trained, error in zip(example.loss_mask, errors, strict=True)
-    ]
-    text = Text()
-    pairs = zip(styles, example.input_ids, strict=True)
-    for style, run in groupby(pairs, key=lambda pair: pair[0]):
-        ids = [token for _, token in run]
-        text.append(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)), style=style)
-    return text
-
-
 def _example(
     trajectory: Trajectory, renderer: Renderer, recipe: Recipe, config: DatasetConfig
 ) -> Example | str:
@@ -262,11 +245,14 @@ def _example(
     steps = steps_in_text(trajectory, recipe, config)
     spans = step_spans(trajectory.prompt, steps)
     trained = [is_trained(step, recipe, config) for step in steps]
-    rendered = renderer.render_example(
-        trajectory_messages(replace(trajectory, steps=steps)),
-        trained=_joined(span for span, yes in zip(spans, trained, strict=True) if yes),
-        masked=_joined(span for span, yes in zip(spans, trained, strict=True) if not yes),
-    )
+    try:
+        rendered = renderer.render_example(
+            trajectory_messages(replace(trajectory, steps=steps)),
+            trained=_joined(span for span, yes in zip(spans, trained, strict=True) if yes),
+            masked=_joined(span for span, yes in zip(spans, trained, strict=True) if not yes),
+        )
+    except (TemplateError, DataError) as exc:
+        raise type(exc)(f"trajectory {trajectory.trajectory_id!r}: {exc}") from exc
     if rendered is None:
         return TOO_LONG
     if not any(rendered.loss_mask):

@@ -38,11 +38,11 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
         config: the run.
         stages: names of those to do; the others' resources are not asked for.
     """
+    from step_ray.chat_template import ChatSettings
     from step_ray.collect import check_teacher_key
     from step_ray.endpoint import check_endpoint
     from step_ray.envs import task_source
     from step_ray.react import load_prompt
-    from step_ray.chat_template import ChatSettings
     from step_ray.student import check_student
 
     teacher = config.teacher
@@ -71,7 +71,8 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
         checks[f"teacher {teacher.model} at {teacher.base_url}"] = teacher_answers
     # last, because a hub id without a network is tried several times
     student = config.student
-    checks[f"student {student.init}"] = lambda: check_student(student.init, ChatSettings.of(student))
+    chat = ChatSettings.of(student)
+    checks[f"student {student.init}"] = lambda: check_student(student.init, chat)
     return [_check(what, function) for what, function in checks.items()]
 
 

@@ -172,17 +172,19 @@ def _student(config: RunConfig) -> Stage:
 
 def _train_model(config: RunConfig, name: str) -> list[Stage]:
     """Dataset and training of the base agent or of one arm."""
-    from step_ray.config import Recipe
+    from step_ray.recipe import Recipe
 
     is_base = name == BASE
     recipe = Recipe(init="student") if is_base else config.arms[name]
     train = config.train if is_base else config.arm_train()
-    student = config.student.model_dump(include={"init", "max_length", "dtype"})
+    student = config.student.model_dump(exclude={"scratch"})
     start = ("student",) if config.student.init == "scratch" else ()
     needs = ("expert", *start) if is_base else ("expert", "collect", *start)
 
     def build(context: StageContext) -> Mapping[str, Any]:
-        return _build_dataset(context, name, recipe)
+        from step_ray.arm_data import build_arm
+
+        return build_arm(name, recipe, context.config, context.student_source(), context.reporter)
 
     def fit(context: StageContext) -> Mapping[str, Any]:
         return _fit(context, name, recipe.init == "base_agent")
@@ -193,7 +195,7 @@ def _train_model(config: RunConfig, name: str) -> list[Stage]:
             name=f"dataset:{name}",
             needs=needs,
             settings={
-                "recipe": recipe.model_dump(),
+                "recipe": recipe.model_dump(exclude={"policy"}),
                 "dataset": config.dataset.model_dump(),
                 "student": student,
                 "seed": config.seed,
@@ -213,37 +215,6 @@ def _train_model(config: RunConfig, name: str) -> list[Stage]:
             run=fit,
         ),
     ]
-
-
-def _build_dataset(context: StageContext, name: str, recipe: Any) -> Mapping[str, Any]:
-    from step_ray.dataset import Sources, build_dataset, colour_example, write_examples
-    from step_ray.render import Renderer
-    from step_ray.store import read_trajectories, write_json
-    from step_ray.student import load_tokenizer
-
-    def read(folder: str) -> list[Trajectory]:
-        return read_trajectories(context.root / "trajectories" / folder)
-
-    needs_reflected = recipe.self_reflected or recipe.match != "none"
-    sources = Sources(
-        golden=read("golden"),
-        golden_collect=read("golden_collect") if recipe.golden_collect else (),
-        self_reflected=read("collect") if needs_reflected else (),
-    )
-    tokenizer = load_tokenizer(context.student_source())
-    renderer = Renderer(tokenizer, context.config.student.max_length)
-    examples, summary = build_dataset(
-        sources, renderer, recipe, context.config.dataset, seed=context.config.seed
-    )
-    folder = context.root / "datasets" / name
-    write_examples(folder, examples)
-    record = {**asdict(summary), "share_masked": summary.share_masked}
-    write_json(folder / "summary.json", record)
-    last = "self_reflected" if recipe.self_reflected else "expert"
-    shown = next((e for e in examples if e.source == last), examples[0])
-    context.reporter.line(f"  first {last} example of {name}; green is trained, red is masked:")
-    context.reporter.console.print(colour_example(shown, tokenizer), soft_wrap=False)
-    return record
 
 
 def _fit(context: StageContext, name: str, from_base: bool) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 from step_ray.batching import load_examples
 from step_ray.config import TrainConfig
 from step_ray.errors import RunStateError, StepRayError
-from step_ray.student import check_init, resolve_init
+from step_ray.student import check_model, load_tokenizer, resolve_init
 from step_ray.train_faults import StopAtOwnErrors, own_error
 from step_ray.train_loop import (
     METRICS_FILE,
@@ -83,13 +83,12 @@ def train(
         on_progress: called about twice a second while there are new steps.
 
     Raises:
-        ConfigError: `init` cannot be loaded.
+        ConfigError: `init` cannot be loaded, or its vocabulary is smaller than the tokenizer's.
         DataError: there is nothing to train on.
         RunStateError: `work_dir` or `output_dir` holds another training.
         StepRayError: the loss is not finite, or the workers failed more than `config.max_failures`
             times. Errors of step_ray in a worker are raised at once, without a restart.
     """
-    check_init(init)
     job = TrainJob(
         config=config,
         examples_dir=examples_dir.resolve(),
@@ -100,6 +99,7 @@ def train(
         seed=seed,
         num_threads=cpus_per_worker,
     )
+    check_model(job.init, load_tokenizer(job.tokenizer_source))
     _claim(job, name)
     if not job.output_dir.exists():
         job.output_dir.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import ray.train.torch
 import torch
 
 from step_ray import train_state
-from step_ray.batching import Examples, load_examples, plan_epoch
+from step_ray.batching import TOKENIZER_FOLDER, Examples, load_examples, plan_epoch
 from step_ray.config import TrainConfig
 from step_ray.env_config import Section
 from step_ray.errors import DataError
@@ -46,6 +46,15 @@ class TrainJob(Section):
     work_dir: Path
     seed: int
     num_threads: int
+
+    @property
+    def tokenizer_source(self) -> str:
+        """The tokenizer that rendered the examples, where it is kept with them; else the model's.
+
+        What is exported speaks exactly as it was trained, whatever `init` has for a template.
+        """
+        folder = self.examples_dir / TOKENIZER_FOLDER
+        return str(folder) if folder.is_dir() else self.init
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +101,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
     )
     _run_steps(job, learner, examples, done, metrics)
     partial = job.output_dir.with_name(f".{job.output_dir.name}.partial")
-    train_state.export(learner, partial)
+    train_state.export(learner, partial, job.tokenizer_source)
     if learner.rank == 0:
         result = asdict(read_result(job.work_dir))
         (partial / RESULT_FILE).write_text(json.dumps(result, indent=2), encoding="utf-8")

@@ -49,8 +49,14 @@ def _state(learner: Learner) -> dict[str, Any]:
     return {"model": model, "optimizer": optimizer}
 
 
-def export(learner: Learner, folder: Path) -> None:
-    """Gather the weights (all ranks) and write a Hugging Face folder (rank 0), LoRA merged."""
+def export(learner: Learner, folder: Path, tokenizer: str) -> None:
+    """Gather the weights (all ranks) and write a Hugging Face folder (rank 0), LoRA merged.
+
+    Args:
+        learner: this rank's part of the model.
+        folder: what to write; an old one is removed.
+        tokenizer: folder or hub id of the tokenizer that rendered the examples.
+    """
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(learner.model, options=whole)
     if learner.rank:
@@ -60,4 +66,4 @@ def export(learner: Learner, folder: Path) -> None:
     if learner.config.lora_rank:
         model = model.merge_and_unload()
     shutil.rmtree(folder, ignore_errors=True)
-    save_student(folder, model, load_tokenizer(learner.init))
+    save_student(folder, model, load_tokenizer(tokenizer))

@@ -34,7 +34,8 @@ def _show_trajectory(path: Path, index: int, text: str, console: Console) -> Non
 
 
 def _show_example(path: Path, index: int, text: str, model: str, console: Console) -> None:
-    from step_ray.dataset import colour_example, read_examples
+    from step_ray.dataset import read_examples
+    from step_ray.mask_view import colour_example
     from step_ray.student import load_tokenizer
 
     examples = read_examples(path)

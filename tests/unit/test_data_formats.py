@@ -8,7 +8,6 @@ from builders import make_step, make_trajectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_ray.config import DatasetConfig, Recipe
 from step_ray.data.agenttraj import current_action, current_observation, env_of, read_turn
 from step_ray.data.chats import MIXED, ExportPolicy, to_chat
 from step_ray.data.export import export_file
@@ -24,6 +23,7 @@ from step_ray.data.ingest import (
 from step_ray.errors import ConfigError, DataError
 from step_ray.masking import NOT_SUCCESSFUL, NOTHING_TRAINED
 from step_ray.react import parse_turn
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.store import read_trajectories, write_shard
 from step_ray.types import Source, StepKind
 

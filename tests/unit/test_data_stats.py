@@ -5,9 +5,9 @@ import json
 import pytest
 from builders import make_step, make_task, make_trajectory
 
-from step_ray.config import DatasetConfig
 from step_ray.data.stats import KeepRules, Lengths, set_stats
 from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, NOTHING_TRAINED, TOO_LONG
+from step_ray.recipe import DatasetConfig
 from step_ray.store import write_shard
 from step_ray.types import StepKind, StopReason, Verdict, VerdictLabel
 

@@ -6,14 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 from builders import PROMPT, make_step, make_trajectory
 
-from step_ray.config import DatasetConfig, Recipe
 from step_ray.dataset import (
     CUT_TO_MATCH,
     Example,
     Sources,
     build_dataset,
     build_examples,
-    colour_example,
     read_examples,
     select_for_recipe,
     step_spans,
@@ -22,6 +20,7 @@ from step_ray.dataset import (
 from step_ray.errors import DataError
 from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, TOO_LONG
 from step_ray.react import conversation
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.render import Renderer, Span
 from step_ray.student import train_tokenizer
 from step_ray.types import Source, StepKind, StopReason
@@ -299,19 +298,3 @@ def test_no_examples_are_not_written(tmp_path):
 def test_a_missing_training_set_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match=r"examples\.parquet"):
         read_examples(tmp_path)
-
-
-def test_colours_show_trained_masked_and_given_text():
-    [one], _ = build([reflected("a")])
-
-    text = colour_example(one, TOKENIZER)
-
-    coloured = {str(span.style): "" for span in text.spans}
-    for span in text.spans:
-        coloured[str(span.style)] += text.plain[span.start : span.end]
-    assert coloured == {
-        "dim": "<|bos|><|system|>rules<|end|><|user|>room<|end|><|assistant|>"
-        "<|user|>nothing<|end|><|assistant|>",
-        "dim red": "Action: go<|end|>",
-        "green": "Action: take<|end|>",
-    }

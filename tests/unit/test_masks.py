@@ -8,10 +8,10 @@ from builders import PROMPT, make_step, make_trajectory
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from step_ray.config import DatasetConfig, Recipe
 from step_ray.dataset import build_examples
 from step_ray.errors import TemplateError
 from step_ray.masking import NOTHING_TRAINED, TOO_LONG
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.render import Renderer
 from step_ray.student import CHAT_TEMPLATE
 from step_ray.types import Message, StepKind
