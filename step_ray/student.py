@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -175,6 +176,7 @@ def check_student(init: str, chat: ChatSettings) -> None:
     if init == "scratch":
         return
     source = resolve_init(init)
+    _causal_config(source)  # first: a tokenizer's loader reads it too, and would be blamed
     tokenizer = load_tokenizer(source, chat)
     check_model(source, tokenizer)
     check_chat(tokenizer)
@@ -190,14 +192,7 @@ def check_model(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         ConfigError: no causal language model, unreadable weights, or a token without an embedding.
     """
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except LOAD_FAULTS as exc:
-        raise ConfigError(_load_fault("config", source, exc)) from exc
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ConfigError(
-            f"student.init: {source!r} is a {config.model_type!r}, no causal language model"
-        )
+    config = _causal_config(source)
     if Path(source).is_dir():
         _check_weights(Path(source))
     last, size = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
@@ -207,6 +202,18 @@ def check_model(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
             f" {source!r} ends at {size - 1} (vocab_size); use the model's own tokenizer, or resize"
             " its embedding"
         )
+
+
+def _causal_config(source: str) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source)
+    except LOAD_FAULTS as exc:
+        raise ConfigError(_load_fault("config", source, exc)) from exc
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(
+            f"student.init: {source!r} is a {config.model_type!r}, no causal language model"
+        )
+    return config
 
 
 def _check_weights(folder: Path) -> None:

@@ -380,7 +380,8 @@ def _sentence_piece(scheme):
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
     # Trained on words, as SentencePiece does, so that no token spans two of them.
     words = [word for text in CORPUS for word in text.replace("\n", " \n ").split(" ") if word]
-    tokenizer.train_from_iterator(words, trainer)
+    lead = " " if scheme == "plain" else ""
+    tokenizer.train_from_iterator([lead + word for word in words], trainer)
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = state["added_tokens"][:1]  # The bytes are ordinary tokens.
     return Tokenizer.from_str(json.dumps(state))

@@ -245,7 +245,7 @@ def test_a_template_that_breaks_the_prefix_rule_is_refused(config, golden, tmp_p
     with pytest.raises(TemplateError) as caught:
         build_base_dataset(config(), golden, tmp_path, template=BROKEN_TEMPLATE)
     assert caught.value.exit_code == 2
-    assert str(caught.value).startswith("chat template: ")
+    assert str(caught.value).startswith(f"trajectory {golden.trajectory_id!r}: chat template: ")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "r" / "datasets").exists()
 

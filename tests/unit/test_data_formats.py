@@ -134,7 +134,7 @@ def test_policy_of_the_mask_is_the_policy_of_the_flags():
     subopt = make_step("Action: wait", "desk", StepKind.SUBOPTIMAL)
     trajectory = make_trajectory(EPISODE[0], subopt, EPISODE[2])
     assert flags(to_chat(trajectory, ExportPolicy())) == [False, False, True]
-    no_mask = ExportPolicy(recipe=Recipe(mask_errors=False))
+    no_mask = ExportPolicy(recipe=Recipe(policy="no_mask"))
     assert flags(to_chat(trajectory, no_mask)) == [True, True, True]
     trained = ExportPolicy(dataset=DatasetConfig(mask_suboptimal=False))
     assert flags(to_chat(trajectory, trained)) == [False, True, True]
@@ -146,7 +146,7 @@ def test_a_turn_with_error_and_correction_is_dropped_or_split():
     split = to_chat(trajectory, ExportPolicy(mixed="split"))
     assert [turn.content for turn in split.turns[2:]] == ["Action: go", "Action: take"]
     assert flags(split) == [False, True]
-    whole = to_chat(trajectory, ExportPolicy(recipe=Recipe(mask_errors=False)))
+    whole = to_chat(trajectory, ExportPolicy(recipe=Recipe(policy="no_mask")))
     assert [turn.content for turn in whole.turns[2:]] == ["Action: go\nAction: take"]
 
 
