@@ -91,6 +91,11 @@ class TrainConfig(Section):
     """Tokens of one optimizer step, over all workers and accumulation."""
     micro_batch_tokens: int = Field(default=4096, ge=64)
     """Tokens of one forward pass on one worker (padding included)."""
+    packing: Literal["auto", "padded", "packed"] = "auto"
+    """`packed`: examples end to end in one row, each attending to itself only; `padded`: one
+    example a row; `auto`: packed if a trial on the model shows that its documents do not mix."""
+    loss_chunk: int = Field(default=0, ge=0)
+    """Trained tokens whose logits are in memory at once; 0: derived from the vocabulary."""
     autocast: Literal["none", "bfloat16"] = "none"
     gradient_checkpointing: bool = False
     lora_rank: int = Field(default=0, ge=0)

@@ -17,10 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from step_ray.batching import Examples, MicroBatch, collate, split_batch
+from step_ray.batching import Examples, MicroBatch, collate, padding_share, split_batch
 from step_ray.config import TrainConfig
 from step_ray.errors import StepRayError
-from step_ray.loss import masked_loss, trained_logits
+from step_ray.headloss import choose_head, trained_nll
+from step_ray.layout import choose_layout, trial_inputs
+from step_ray.loss import masked_loss
 from step_ray.trainee import build_model, make_optimizer, wrap
 
 
@@ -35,10 +37,22 @@ class Learner:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         model = build_model(init, dtype, config, seed)
-        self.head: nn.Module = model.get_output_embeddings()
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
         self.model = wrap(model, config, device).train()
+        self._choose(model)
         self.optimizer = make_optimizer(self.model, config)
+
+    def _choose(self, model: Any) -> None:
+        """Decide on the batches and the head, each by a trial on the model itself."""
+        bare = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        wanted, autocast = self.config.packing, self._autocast()
+        self.layout = choose_layout(bare, base, wanted, device=self.device, autocast=autocast)
+        inputs = trial_inputs(self.layout.packed, self.vocab_size, self.device)
+        chunk = self.config.loss_chunk
+        self.head = choose_head(
+            bare, base, inputs, chunk=chunk, device=self.device, autocast=autocast
+        )
 
     def train_batch(
         self, examples: Examples, batch: Sequence[int], *, number: int, lr: float
@@ -59,7 +73,7 @@ class Learner:
         """
         begun = time.monotonic()
         num_trained = int(examples.num_trained[list(batch)].sum())
-        passes = self.passes(examples, batch)
+        passes, padding = self.passes(examples, batch)
         loss, norm = self.step(passes, number=number, num_trained=num_trained, lr=lr)
         seconds = time.monotonic() - begun
         tokens = int(examples.lengths[list(batch)].sum())
@@ -68,16 +82,22 @@ class Learner:
             "grad_norm": norm,
             "trained_tokens": num_trained,
             "tokens": tokens,
+            "padding_share": padding,
             "tokens_per_s": tokens / seconds,
             "seconds": seconds,
         }
 
-    def passes(self, examples: Examples, batch: Sequence[int]) -> list[MicroBatch]:
-        """This rank's forward passes of a global batch; as many on every rank."""
+    def passes(self, examples: Examples, batch: Sequence[int]) -> tuple[list[MicroBatch], float]:
+        """This rank's forward passes of a global batch (as many on every rank).
+
+        Returns:
+            The passes, and the share of padding in those of all ranks.
+        """
         lengths = {i: int(examples.lengths[i]) for i in batch}
-        budget = self.config.micro_batch_tokens
-        shares = split_batch(batch, lengths, self.world_size, budget)
-        return [collate(examples, indices) for indices in shares[self.rank]]
+        budget, packed = self.config.micro_batch_tokens, self.layout.packed
+        shares = split_batch(batch, lengths, self.world_size, budget, packed=packed)
+        own = [collate(examples, indices, packed=packed) for indices in shares[self.rank]]
+        return own, 0.0 if packed else padding_share(shares, lengths)
 
     @torch.no_grad()
     def nll(self, passes: Sequence[MicroBatch]) -> float:
@@ -133,10 +153,15 @@ class Learner:
         return loss.detach()
 
     def _loss(self, batch: MicroBatch, num_trained: int) -> Tensor:
+        with self._autocast():
+            nll = trained_nll(
+                self.model, self.head, batch.inputs, batch.positions_N, batch.targets_N
+            )
+        return masked_loss(nll, num_trained)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
         half = self.config.autocast == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            logits_NV = trained_logits(self.model, self.head, batch.input_ids_BT, batch.positions_N)
-        return masked_loss(logits_NV, batch.targets_N, num_trained)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
 
     def _sync_if(self, last: bool) -> AbstractContextManager[Any]:
         """DDP reduces in the last pass only; FSDP2 in each, else it would keep whole gradients."""

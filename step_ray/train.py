@@ -45,6 +45,8 @@ RESUMABLE = {
     "use_gpu",
     "strategy",
     "micro_batch_tokens",
+    "packing",
+    "loss_chunk",
     "gradient_checkpointing",
     "checkpoint_every",
     "max_failures",

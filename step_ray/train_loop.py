@@ -9,6 +9,7 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,8 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
     if int(examples.input_ids.max()) >= learner.vocab_size:
         raise DataError(f"examples: a token id is not in the vocabulary of {job.init!r}; rebuild")
     done = _restore(learner)
-    metrics = (
-        MetricsLog(job.work_dir, done, time.monotonic() - started) if learner.rank == 0 else None
-    )
+    setup = {"setup_s": time.monotonic() - started, "layout": f"{learner.layout}; {learner.head}"}
+    metrics = MetricsLog(job.work_dir, done, setup) if learner.rank == 0 else None
     _run_steps(job, learner, examples, done, metrics)
     partial = job.output_dir.with_name(f".{job.output_dir.name}.partial")
     train_state.export(learner, partial, job.tokenizer_source)
@@ -162,14 +162,14 @@ def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
 class MetricsLog:
     """metrics.jsonl, written by rank 0: one line per optimizer step, each step once."""
 
-    def __init__(self, work_dir: Path, done: int, setup_s: float) -> None:
+    def __init__(self, work_dir: Path, done: int, setup: Mapping[str, Any]) -> None:
         """Drop the lines after step `done` (they are trained again) and note this start."""
         self.path = work_dir / METRICS_FILE
         kept = [line for line in read_lines(self.path) if line["step"] <= done]
         rewritten = self.path.with_suffix(".partial")
         rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         rewritten.replace(self.path)
-        self._append(work_dir / STARTS_FILE, {"step": done, "pid": os.getpid(), "setup_s": setup_s})
+        self._append(work_dir / STARTS_FILE, {"step": done, "pid": os.getpid(), **setup})
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one step."""

@@ -10,7 +10,7 @@ import step_ray
 PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
     {"", "types", "errors", "data", "progress", "runinfo", "kvcache", "loss", "report.charts"},
-    {"turnend", "encoding"},
+    {"turnend", "encoding", "attention", "headloss"},
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"envs.webshop", "envs.webshop.tables"},
@@ -42,6 +42,7 @@ LAYERS: list[set[str]] = [
     {"judging"},
     {"teacher", "tasks", "student", "batching", "generation", "runfolder", "raysetup"},
     {"report.page", "rollout", "dataset", "mask_view", "trainee", "agent_server"},
+    {"layout"},
     {"learner"},
     {"train_state"},
     {"arm_data", "report", "runner", "train_loop", "serve", "viewer", "play"},
@@ -71,7 +72,17 @@ LIGHT = {
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
 
-RAYLESS = {"render", "batching", "loss", "trainee", "learner", "train_state"}
+RAYLESS = {
+    "render",
+    "batching",
+    "loss",
+    "headloss",
+    "attention",
+    "layout",
+    "trainee",
+    "learner",
+    "train_state",
+}
 """The training step from conversation to weights; it runs on a machine without Ray."""
 
 
