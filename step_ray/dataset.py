@@ -14,7 +14,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from step_ray.errors import DataError, TemplateError
-from step_ray.masking import NOTHING_TRAINED, TOO_LONG, is_trained, steps_in_text, unwanted
+from step_ray.masking import (
+    LOW_REWARD,
+    NOT_SUCCESSFUL,
+    NOTHING_TRAINED,
+    TOO_LONG,
+    is_trained,
+    steps_in_text,
+    unwanted,
+)
 from step_ray.react import conversation, trajectory_messages
 from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.render import Renderer, Span
@@ -22,6 +30,13 @@ from step_ray.store import VERSION_KEY, read_rows, write_table
 from step_ray.types import SCHEMA_VERSION, Message, Step, Trajectory
 
 CUT_TO_MATCH = "cut to match"
+REMEDIES = {
+    NOT_SUCCESSFUL: "set dataset.keep: all",
+    LOW_REWARD: "lower dataset.min_reward",
+    TOO_LONG: "raise student.max_length",
+    NOTHING_TRAINED: "mask fewer kinds of steps (policy no_mask trains all)",
+}
+"""Reason for which all was dropped -> what would keep it."""
 
 EXAMPLE_SCHEMA = pa.schema(
     [
@@ -74,6 +89,8 @@ class DatasetSummary:
     match_target: int | None = None
     """What `recipe.match` asks for: trajectories of golden_collect, or trained tokens."""
     match_reached: int | None = None
+    empty_sources: tuple[str, ...] = ()
+    """Sources that the recipe names and of which no trajectory was kept."""
 
     @property
     def share_masked(self) -> float:
@@ -131,14 +148,12 @@ def build_dataset(
     used = [summary for name, (_, summary) in built.items() if getattr(recipe, name)]
     if not chosen:
         counts = "; ".join(_count_line(n, s) for n, (_, s) in built.items() if getattr(recipe, n))
-        raise DataError(
-            f"dataset: no training examples ({counts}); collect more"
-            " tasks, raise student.max_length or set dataset.keep: all"
-        )
+        raise DataError(f"dataset: no training examples ({counts}); {_remedy(used)}")
     dropped = sum((Counter(summary.dropped) for summary in used), Counter())
     num_built = sum(summary.num_examples for summary in used)
     dropped[CUT_TO_MATCH] = num_built - len(set(map(id, chosen)))
-    summary = summarize(chosen, +dropped)
+    empty = tuple(name for name in names if getattr(recipe, name) and not parts[name])
+    summary = replace(summarize(chosen, +dropped), empty_sources=empty)
     return chosen, _with_match(summary, recipe, parts, chosen)
 
 
@@ -320,6 +335,12 @@ def _num_trained(examples: Iterable[Example]) -> int:
 def _count_line(name: str, summary: DatasetSummary) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
     return f"{name}: {summary.num_trajectories} trajectories" + (f", {reasons}" if reasons else "")
+
+
+def _remedy(summaries: Iterable[DatasetSummary]) -> str:
+    reasons = {reason for summary in summaries for reason in summary.dropped}
+    known = [remedy for reason, remedy in REMEDIES.items() if reason in reasons]
+    return " or ".join(["collect more tasks", *known])
 
 
 def _check(example: Example) -> None:

@@ -55,17 +55,18 @@ def colour_tokens(
 
 
 def count_lines(name: str, summary: DatasetSummary) -> list[str]:
-    """What became of the trajectories and tokens of an arm, in two lines."""
+    """What became of the trajectories and tokens of an arm: a line each, and what is missing."""
     sources = ", ".join(f"{count} {source}" for source, count in summary.by_source.items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
     repeated = f", {summary.num_repeated} of them repeated" if summary.num_repeated else ""
     context = summary.num_tokens - summary.num_trained_tokens - summary.num_masked_tokens
-    return [
+    lines = [
         f"{name}: {summary.num_examples} examples ({sources}{repeated}) of"
         f" {summary.num_trajectories} trajectories; dropped: {dropped or 'none'}",
         f"{name}: {summary.num_trained_tokens:,} tokens trained,"
         f" {summary.num_masked_tokens:,} masked error tokens, {context:,} of context",
     ]
+    return [*lines, *(f"{name}: nothing of {one} was kept" for one in summary.empty_sources)]
 
 
 def _style(is_end: bool, is_trained: bool, is_error: bool) -> str:

@@ -257,7 +257,7 @@ def test_an_empty_dataset_is_refused(config, golden, tmp_path):
     assert caught.value.exit_code == 2
     assert str(caught.value) == (
         "dataset: no training examples (golden: 1 trajectories, 1 not successful); collect more"
-        " tasks, raise student.max_length or set dataset.keep: all"
+        " tasks or set dataset.keep: all"
     )
     assert not (tmp_path / "r" / "datasets").exists()
 

@@ -42,7 +42,7 @@ LAYERS: list[set[str]] = [
     {"judging"},
     {"teacher", "tasks", "student", "batching", "generation", "runfolder", "raysetup"},
     {"report.page", "rollout", "dataset", "mask_view", "trainee", "agent_server"},
-    {"layout"},
+    {"layout", "batch_view"},
     {"learner"},
     {"train_state"},
     {"arm_data", "report", "runner", "train_loop", "serve", "viewer", "play"},
