@@ -106,6 +106,24 @@ def test_the_trained_tokens_read_as_the_answers_with_their_ends(name, kind):
 
 
 @pytest.mark.parametrize(("name", "kind"), USUAL)
+def test_an_error_is_masked_up_to_its_correction_in_the_same_turn(name, kind):
+    error, correction = "Action: go to desk 1", "\nThought: I need a mug.\nAction: go"
+    messages = conversation(["Rules.", "On the desk 1.", error + correction], system=True)
+    cut = len(error)
+
+    got = RENDERERS[name, kind].render_example(
+        messages, [Span(message=2, start=cut)], [Span(message=2, stop=cut)]
+    )
+
+    def text(mask):
+        ids = [i for i, flag in zip(got.input_ids, mask, strict=True) if flag]
+        return RENDERERS[name, kind].tokenizer.decode(ids).replace(" ", "")
+
+    assert text(got.error_mask) == error.replace(" ", "")
+    assert text(got.loss_mask) == (correction + FORMATS[name].end).replace(" ", "")
+
+
+@pytest.mark.parametrize(("name", "kind"), USUAL)
 def test_the_end_of_turn_is_that_of_the_format_and_stops_generation_before_its_eos(name, kind):
     tokenizer = make_tokenizer(name, kind)
     wanted = dict.fromkeys([FORMATS[name].end, FORMATS[name].eos])
