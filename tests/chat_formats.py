@@ -273,7 +273,13 @@ IM = ("<|im_start|>", "<|im_end|>")
 INST = ("[INST]", "[/INST]")
 FORMATS = {
     "llama2": Format(
-        LLAMA2, llama2, "</s>", "</s>", "<s>", ("<s>", "</s>"), ("sp_legacy", "sp_first", "sp_always")
+        LLAMA2,
+        llama2,
+        "</s>",
+        "</s>",
+        "<s>",
+        ("<s>", "</s>"),
+        ("sp_legacy", "sp_first", "sp_always"),
     ),
     "llama3": Format(
         LLAMA3,

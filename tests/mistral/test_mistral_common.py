@@ -37,10 +37,11 @@ ROLES = {
     "assistant": theirs.AssistantMessage,
 }
 WORDS = ["Thought: I need a mug.\n", "Action: go to desk 1", "\n", " ", "é", "🙂", "好", "</s>"]
-WORDS += ["[INST]", "[/INST]", "<s>", "<unk>", "  ", "a", ")", "<0x0A>"]
+WORDS += ["[INST]", "[/INST]", "<s>", "<unk>", "a", ")", "<0x0A>"]
 texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map("".join)
-# Mistral's own encoder strips nothing, its templates strip some answers.
-texts = texts.map(lambda text: f"x{text}y")
+# Mistral's own encoder strips nothing, its templates strip some answers; and what transformers
+# converts a SentencePiece model to makes other tokens of two blanks in a row.
+texts = texts.filter(lambda text: "  " not in text).map(lambda text: f"x{text}y")
 
 
 @pytest.fixture(scope="module")
