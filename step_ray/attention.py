@@ -85,7 +85,8 @@ def documents_attention(
         ), None
     sizes = cu_seq_lens_q.diff().tolist()
     parts = zip(*(x.split(sizes, dim=2) for x in (query_1QTD, key_1KTD, value_1KTD)), strict=True)
-    whole = torch.cat([_one(*part, scaling, dropout, window) for part in parts], dim=2)
+    rules = (scaling, dropout, window)
+    whole = torch.cat([_one(q, k, v, *rules) for q, k, v in parts], dim=2)
     return whole.transpose(1, 2).contiguous(), None
 
 

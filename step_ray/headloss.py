@@ -77,7 +77,8 @@ def choose_head(
     positions_N = torch.arange(len(targets_N), device=device)
     was_training = model.training
     model.eval()
-    with torch.no_grad(), autocast or nullcontext():
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.no_grad(), eager, autocast or nullcontext():
         whole, chunked = (
             trained_nll(model, one, inputs, positions_N, targets_N)
             for one in (replace(head, chunk=0), replace(head, chunk=min(head.chunk, TRIAL_CHUNK)))

@@ -160,7 +160,8 @@ class _Trial:
     def _logits(self, inputs: Mapping[str, Any]) -> Tensor:
         was_training = self.model.training
         self.model.eval()
-        with self.autocast:
+        # Layers that are compiled for training run as they are written.
+        with self.autocast, torch.compiler.set_stance("force_eager"):
             logits: Tensor = self.model(**_placed(inputs, self.device), use_cache=False).logits[0]
         self.model.train(was_training)
         self.dtype = logits.dtype

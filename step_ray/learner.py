@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from step_ray.batching import Examples, MicroBatch, collate, padding_share, split_batch
@@ -53,6 +54,13 @@ class Learner:
         self.head = choose_head(
             bare, base, inputs, chunk=chunk, device=self.device, autocast=autocast
         )
+        self._reshard()
+
+    def _reshard(self) -> None:
+        """After a forward without a backward, FSDP2 keeps the root's whole weights in their place,
+        and an optimizer made then would train copies."""
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()
 
     def train_batch(
         self, examples: Examples, batch: Sequence[int], *, number: int, lr: float
@@ -73,7 +81,7 @@ class Learner:
         """
         begun = time.monotonic()
         num_trained = int(examples.num_trained[list(batch)].sum())
-        passes, padding = self.passes(examples, batch)
+        passes = self.passes(examples, batch)
         loss, norm = self.step(passes, number=number, num_trained=num_trained, lr=lr)
         seconds = time.monotonic() - begun
         tokens = int(examples.lengths[list(batch)].sum())
@@ -82,22 +90,26 @@ class Learner:
             "grad_norm": norm,
             "trained_tokens": num_trained,
             "tokens": tokens,
-            "padding_share": padding,
+            "padding_share": self.padding_share(examples, batch),
             "tokens_per_s": tokens / seconds,
             "seconds": seconds,
         }
 
-    def passes(self, examples: Examples, batch: Sequence[int]) -> tuple[list[MicroBatch], float]:
-        """This rank's forward passes of a global batch (as many on every rank).
+    def passes(self, examples: Examples, batch: Sequence[int]) -> list[MicroBatch]:
+        """This rank's forward passes of a global batch; as many on every rank."""
+        own = self._shares(examples, batch)[self.rank]
+        return [collate(examples, indices, packed=self.layout.packed) for indices in own]
 
-        Returns:
-            The passes, and the share of padding in those of all ranks.
-        """
+    def _shares(self, examples: Examples, batch: Sequence[int]) -> list[list[list[int]]]:
         lengths = {i: int(examples.lengths[i]) for i in batch}
         budget, packed = self.config.micro_batch_tokens, self.layout.packed
-        shares = split_batch(batch, lengths, self.world_size, budget, packed=packed)
-        own = [collate(examples, indices, packed=packed) for indices in shares[self.rank]]
-        return own, 0.0 if packed else padding_share(shares, lengths)
+        return split_batch(batch, lengths, self.world_size, budget, packed=packed)
+
+    def padding_share(self, examples: Examples, batch: Sequence[int]) -> float:
+        """Share of the positions of a global batch's passes that hold no token, over all ranks."""
+        if self.layout.packed:
+            return 0.0
+        return padding_share(self._shares(examples, batch), examples.lengths.tolist())
 
     @torch.no_grad()
     def nll(self, passes: Sequence[MicroBatch]) -> float:
@@ -113,6 +125,7 @@ class Learner:
         for batch in passes:
             total += self._loss(batch.to(self.device), num_trained=1)
         self.model.train()
+        self._reshard()
         if self.world_size > 1:
             dist.all_reduce(total)
         return total.item()

@@ -8,9 +8,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from step_ray.headloss import Head, choose_head, find_head, sum_nll, trained_nll
-from tests.unit.test_packing import CONFIGS, SHAPE, VOCAB, new_model
+from tests.tiny_models import CONFIGS, CPU, SHAPE, VOCAB, new_model
 
-CPU = torch.device("cpu")
 IDS = torch.arange(24).view(2, 12) * 7 % VOCAB
 POSITIONS = torch.tensor([0, 3, 4, 9, 13, 14, 20])
 TARGETS = IDS.flatten()[POSITIONS + 1]

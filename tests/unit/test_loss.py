@@ -7,29 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_ray.batching import Examples, collate
+from step_ray.batching import collate
 from step_ray.config import ScratchConfig
 from step_ray.headloss import find_head, trained_nll
 from step_ray.layout import choose_layout
 from step_ray.loss import masked_loss, num_trained_per_row, trained_positions
 from step_ray.student import new_model, train_tokenizer
+from tests.tiny_models import make_examples
 
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=16, num_layers=1, num_heads=2)
-
-
-def make_examples(rows):
-    """Examples of (ids, mask) pairs."""
-    ids = torch.tensor([i for row, _ in rows for i in row], dtype=torch.int32)
-    mask = torch.tensor([m for _, row in rows for m in row], dtype=torch.bool)
-    lengths = torch.tensor([len(row) for row, _ in rows])
-    starts = lengths.cumsum(0) - lengths
-    return Examples(
-        input_ids=ids,
-        loss_mask=mask,
-        starts=starts,
-        lengths=lengths,
-        num_trained=num_trained_per_row(mask, starts, lengths),
-    )
 
 
 @pytest.fixture(scope="module")

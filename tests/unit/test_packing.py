@@ -1,59 +1,19 @@
 """Packed examples train like examples alone, or the model is not packed."""
 
-import copy
-
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
 
 from step_ray.attention import DOCUMENTS
 from step_ray.batching import collate, packed_inputs
 from step_ray.errors import ConfigError
 from step_ray.headloss import find_head, trained_nll
 from step_ray.layout import choose_layout
-from tests.unit.test_loss import make_examples
+from tests.tiny_models import CONFIGS, CPU, VOCAB, make_examples, new_model
 
-CPU = torch.device("cpu")
-VOCAB = 97
-SHAPE = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-}
-WINDOW = 4
-"""Shorter than the documents, so that a sliding window matters."""
-CONFIGS = {
-    "llama": transformers.LlamaConfig(**SHAPE),
-    "qwen2": transformers.Qwen2Config(**SHAPE),
-    "qwen2, some layers slide": transformers.Qwen2Config(
-        **SHAPE, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
-    ),
-    "qwen3": transformers.Qwen3Config(**SHAPE, head_dim=8),
-    "mistral": transformers.MistralConfig(**SHAPE, sliding_window=WINDOW),
-    "gemma2": transformers.Gemma2Config(
-        **SHAPE, head_dim=8, sliding_window=WINDOW, final_logit_softcapping=2.0
-    ),
-}
 DOCUMENTS_OF_ATTENTION = set(CONFIGS) - {"gemma2"}
 """The others have an attention that only the mask of transformers packs."""
 LENGTHS = (9, 6, 1, 12)
-
-
-def new_model(config):
-    """Weights so large that attention matters: a leak of any size shows."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).train()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.2)
-    return model
 
 
 def new_examples():
