@@ -61,10 +61,10 @@ def _show_example(path: Path, choice: Choice, console: Console) -> None:
     examples = read_examples(path)
     found = [e for e in examples if choice.text in e.trajectory_id]
     _check(len(found), len(examples), choice.index, path)
-    example = found[choice.index]
+    example, tokenizer = found[choice.index], load_tokenizer(_tokenizer(path, choice.model))
     console.print(Text(f"{example.trajectory_id} ({example.source})", "bold"))
     console.print(LEGEND)
-    console.print(colour_example(example, load_tokenizer(_tokenizer(path, choice.model))))
+    console.print(colour_example(example, tokenizer))
     trained, masked, total = sum(example.loss_mask), sum(example.error_mask), len(example.input_ids)
     console.print(Text(f"{trained} of {total} tokens trained, {masked} masked", "dim"))
 
@@ -97,12 +97,19 @@ def _show_batch(path: Path, choice: Choice, console: Console) -> None:
 
 
 def _tokenizer(path: Path, model: str) -> str:
-    """The tokenizer that is kept with the examples, or else that of the model trained on them."""
+    """The tokenizer that is kept with the examples, or else that of a model of the run.
+
+    Raises:
+        DataError: there is none.
+    """
     from step_ray.batching import TOKENIZER_FOLDER
 
-    kept = path / TOKENIZER_FOLDER
-    trained = path.resolve().parent.parent / "models" / path.resolve().name
-    return model or str(kept if kept.is_dir() else trained)
+    models = path.resolve().parent.parent / "models"
+    known = [path / TOKENIZER_FOLDER, models / path.resolve().name, models / BASE]
+    found = model or next((str(folder) for folder in known if folder.is_dir()), "")
+    if not found:
+        raise DataError(f"show: no tokenizer is kept with {str(path)!r}; name one with --model")
+    return found
 
 
 def _training(path: Path) -> tuple[TrainConfig, int]:

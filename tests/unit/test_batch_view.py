@@ -132,6 +132,13 @@ def test_show_reads_examples_with_their_own_tokenizer_before_any_training(folder
     assert "b (self_reflected)" in out and "2 of 3 tokens trained, 0 masked" in out
 
 
+def test_examples_without_any_tokenizer_ask_for_one(folder, step_ray):
+    code, out, (line,) = step_ray("show", folder)
+
+    assert (code, out) == (2, "")
+    assert line.endswith("; name one with --model")
+
+
 @pytest.mark.parametrize(
     ("args", "what"),
     [
