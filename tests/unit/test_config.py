@@ -9,6 +9,7 @@ import yaml
 
 from step_ray.config import expand_path, load_config, parse_config
 from step_ray.errors import ConfigError
+from step_ray.recipe import POLICIES, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
@@ -53,7 +54,34 @@ def test_defaults_compare_golden_only_with_step_and_with_step_without_mask():
     assert config.run_dir == Path("runs/r")
 
 
+def test_a_policy_sets_the_fields_that_an_arm_does_not_give():
+    given = {"a": "no_reflection", "b": {"policy": "no_mask", "golden": False}, "c": {}}
+    arms = parse_config({"name": "r", "arms": given}).arms
+    assert arms["a"] == Recipe(policy="no_reflection", self_reflected=True, reflection=False)
+    assert arms["b"] == Recipe(
+        policy="no_mask", self_reflected=True, mask_errors=False, golden=False
+    )
+    assert arms["c"] == Recipe()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_is_a_recipe_with_all_of_its_fields(policy):
+    fields = Recipe.model_validate(policy).model_dump()
+    assert POLICIES[policy].items() <= fields.items()
+
+
 # What is wrong
+
+
+def test_an_unknown_policy_is_refused_with_the_known_ones():
+    line = fault({"arms": {"a": "no_masks"}})
+    assert line.startswith("arms.a.policy: ")
+    assert "'no_mask'" in line and "'no_masks'" in line
+
+
+def test_an_arm_cannot_train_all_steps_and_mask_some():
+    arm = {"policy": "no_mask", "mask_suboptimal": True}
+    assert "mask_errors: false trains all; drop one" in fault({"arms": {"a": arm}})
 
 
 def test_an_unknown_key_is_named_with_the_known_ones():
