@@ -21,7 +21,10 @@ CRD_URL := https://raw.githubusercontent.com/ray-project/kuberay/$(KUBERAY_VERSI
 VLLM ?= .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed
 
-.PHONY: demo test test-slow test-official test-vllm lint install crds clean
+# Mistral's tokenizers and encoder, which want an older numpy than ours: an environment of its own.
+MISTRAL ?= .venv-mistral
+
+.PHONY: demo test test-slow test-official test-vllm test-mistral lint install crds clean
 
 install: $(STAMP)
 
@@ -59,6 +62,16 @@ $(VLLM_STAMP): pyproject.toml tests/vllm/requirements.txt tests/vllm/make_shim.p
 test-vllm: $(VLLM_STAMP)
 	$(VLLM)/bin/python -m pytest tests/vllm
 
+$(MISTRAL)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(MISTRAL)
+	$(MISTRAL)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  'mistral_common[sentencepiece]==1.13.1' transformers==5.19.0 tokenizers==0.23.3 protobuf \
+	  'pytest>=8,<10' 'hypothesis>=6,<7' 'pydantic>=2.12,<3' 'pyyaml>=6,<7' 'jinja2>=3.1,<4'
+	touch $@
+
+test-mistral: $(MISTRAL)/.installed
+	PYTHONPATH=. $(MISTRAL)/bin/python -m pytest tests/mistral
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,4 +83,4 @@ crds:
 	    curl -fsSL $(CRD_URL)/ray.io_$$kind.yaml -o $(KUBERAY_CRDS)/ray.io_$$kind.yaml || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OFFICIAL) $(VLLM) .crds build *.egg-info
+	rm -rf $(VENV) $(OFFICIAL) $(VLLM) $(MISTRAL) .crds build *.egg-info

@@ -9,6 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,16 +45,22 @@ class Examples:
 class MicroBatch:
     """The tensors of one forward pass (B rows, T positions, N trained tokens)."""
 
-    input_ids_BT: Tensor
+    inputs: Mapping[str, Any]
+    """Arguments of the model's forward: `input_ids` (B, T), and in a packed row (B is 1) what
+    `packed_inputs` gives."""
     positions_N: Tensor
     targets_N: Tensor
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same batch on another device."""
+
+        def place(value: Any) -> Any:
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
         return MicroBatch(
-            input_ids_BT=self.input_ids_BT.to(device, non_blocking=True),
-            positions_N=self.positions_N.to(device, non_blocking=True),
-            targets_N=self.targets_N.to(device, non_blocking=True),
+            inputs={name: place(value) for name, value in self.inputs.items()},
+            positions_N=place(self.positions_N),
+            targets_N=place(self.targets_N),
         )
 
 
@@ -119,12 +126,18 @@ def plan_epoch(lengths: Sequence[int], batch_tokens: int, seed: int, epoch: int)
 
 
 def split_batch(
-    batch: Sequence[int], lengths: Lengths, num_ranks: int, micro_batch_tokens: int
+    batch: Sequence[int],
+    lengths: Lengths,
+    num_ranks: int,
+    micro_batch_tokens: int,
+    *,
+    packed: bool = False,
 ) -> list[list[list[int]]]:
     """Divide a global batch over ranks, and each rank's share into forward passes.
 
-    The longest example left goes to the rank with the fewest tokens; within a rank neighbours in
-    length share a forward pass, so that little is padding.
+    The longest example left goes to the rank with the fewest tokens. Within a rank, padded
+    neighbours in length share a forward pass, so that little is padding; packed examples fill the
+    first pass that has room for them.
 
     Args:
         batch: example indices.
@@ -132,6 +145,7 @@ def split_batch(
         num_ranks: workers.
         micro_batch_tokens: tokens of a forward pass, padding included; an example that is longer
             goes alone.
+        packed: the examples of a pass lie end to end in one row.
 
     Returns:
         `[rank][forward pass][example]`. All ranks have the same number of passes, because FSDP2
@@ -143,7 +157,8 @@ def split_batch(
         rank = loads.index(min(loads))
         shares[rank].append(index)
         loads[rank] += lengths[index]
-    passes = [_cut(share, lengths, micro_batch_tokens) for share in shares]
+    divide = _fill if packed else _cut
+    passes = [divide(share, lengths, micro_batch_tokens) for share in shares]
     most = max(len(own) for own in passes)
     return [own + [[] for _ in range(most - len(own))] for own in passes]
 
@@ -159,19 +174,83 @@ def _cut(share: list[int], lengths: Lengths, budget: int) -> list[list[int]]:
     return passes
 
 
-def collate(examples: Examples, indices: Sequence[int]) -> MicroBatch:
-    """The tensors of one forward pass, padded on the right with id 0 (never attended, see loss.py).
+def _fill(share: list[int], lengths: Lengths, budget: int) -> list[list[int]]:
+    """First fit of a share that is sorted from long to short: few passes, nearly full."""
+    passes: list[list[int]] = []
+    room: list[int] = []
+    for index in share:
+        fit = next((p for p, free in enumerate(room) if lengths[index] <= free), None)
+        if fit is None:
+            fit = len(passes)
+            passes.append([])
+            room.append(budget)
+        passes[fit].append(index)
+        room[fit] -= lengths[index]
+    return passes
 
-    No indices give a pass without trained tokens, so that a rank without data takes part.
+
+def padding_share(shares: Sequence[Sequence[Sequence[int]]], lengths: Lengths) -> float:
+    """Share of the positions of padded passes that hold no token, over all ranks.
+
+    Args:
+        shares: from `split_batch`.
+        lengths: tokens by example index.
     """
-    if not indices:
-        empty = torch.zeros(0, dtype=torch.long)
-        ids_BT = torch.zeros(1, 2, dtype=torch.long)
-        return MicroBatch(input_ids_BT=ids_BT, positions_N=empty, targets_N=empty)
+    passes = [one for share in shares for one in share if one]
+    positions = sum(len(one) * max(lengths[i] for i in one) for one in passes)
+    return 1 - sum(lengths[i] for one in passes for i in one) / positions
+
+
+def collate(examples: Examples, indices: Sequence[int], *, packed: bool = False) -> MicroBatch:
+    """The tensors of one forward pass.
+
+    Padded: one example a row, padded on the right with id 0. No mask is needed for that: attention
+    is causal, so no trained position sees padding. Packed: one row, examples end to end. No indices
+    give a pass without trained tokens, so that a rank without data takes part.
+    """
     spans = [(int(examples.starts[i]), int(examples.lengths[i])) for i in indices]
-    ids_BT = _pad(examples.input_ids, spans).long()
-    positions_N, targets_N = trained_positions(ids_BT, _pad(examples.loss_mask, spans))
-    return MicroBatch(input_ids_BT=ids_BT, positions_N=positions_N, targets_N=targets_N)
+    inputs: dict[str, Any] = {}
+    if not spans:
+        ids_BT = torch.zeros(1, 2, dtype=torch.long)
+        mask_BT = torch.zeros(1, 2, dtype=torch.bool)
+        inputs = packed_inputs(torch.tensor([2])) if packed else {}
+    elif packed:
+        inputs = packed_inputs(torch.tensor([length for _, length in spans]))
+        ids_BT, mask_BT = (_join(x, spans) for x in (examples.input_ids, examples.loss_mask))
+        mask_BT[:, inputs["cu_seq_lens_q"][:-1].long()] = False
+    else:
+        ids_BT, mask_BT = (_pad(x, spans) for x in (examples.input_ids, examples.loss_mask))
+    ids_BT = ids_BT.long()
+    positions_N, targets_N = trained_positions(ids_BT, mask_BT)
+    return MicroBatch(
+        inputs={"input_ids": ids_BT, **inputs}, positions_N=positions_N, targets_N=targets_N
+    )
+
+
+def packed_inputs(lengths: Tensor) -> dict[str, Any]:
+    """What tells a model of transformers where the documents of one row begin and end.
+
+    Args:
+        lengths: tokens of each document.
+
+    Returns:
+        `position_ids` (1, T), from 0 in each document, which all models take; and the ends of the
+        documents in the form of flash attention, which spares attention layers to look for them.
+    """
+    ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    positions = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends[:-1], lengths)
+    cu, longest = ends.int(), int(lengths.max())
+    return {
+        "position_ids": positions[None],
+        "cu_seq_lens_q": cu,
+        "cu_seq_lens_k": cu,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _join(flat: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    return torch.cat([flat[s : s + n] for s, n in spans])[None]
 
 
 def _pad(flat: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:

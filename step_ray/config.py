@@ -17,7 +17,9 @@ from step_ray.collect_config import CollectConfig, StudentEndpoint
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
 from step_ray.labels import NodeLabels
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.teacher_config import Price, TeacherConfig
+from step_ray.train_config import TrainConfig
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names that are folders of a run."""
@@ -53,6 +55,12 @@ class StudentConfig(Section):
 
     init: str = "builtin:tiny-base"
     """A model folder, a Hugging Face hub id, `builtin:<name>` (shipped), or `scratch`."""
+    chat_template: str = ""
+    """A Jinja file, or `builtin:chatml`, in place of the tokenizer's own template (empty): for base
+    models, and for templates that rewrite earlier turns (Qwen3: builtin:chatml)."""
+    system: Literal["role", "fold"] = "role"
+    """Where the instruction stands: in a message of its own, or before the first observation, for
+    templates that refuse the role (Gemma) or move its text to the last question (Mistral v3)."""
     max_length: int = Field(default=4096, ge=64)
     """Context in tokens; longer examples are dropped and counted, longer prompts end an episode."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -71,81 +79,17 @@ class TasksConfig(Section):
     eval_split: str = "valid_unseen"
 
 
-class TrainConfig(Section):
-    """Masked supervised fine-tuning."""
+class OwnConfig(Section):
+    """Rollouts of the base agent alone on U2, made when an arm asks for `own_success`."""
 
-    num_workers: int = Field(default=1, ge=1)
-    cpus_per_worker: int = Field(default=1, ge=1)
-    """CPUs and torch threads of a worker."""
-    use_gpu: bool = False
-    node_labels: NodeLabels = Field(default={})
-    """Workers run on the nodes with these Ray labels only; see `collect.node_labels`."""
-    strategy: Literal["ddp", "fsdp2"] = "ddp"
-    epochs: int = Field(default=3, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    warmup_fraction: float = Field(default=0.03, ge=0, le=1)
-    """Share of the steps with rising learning rate; then cosine to 10 % of the peak."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    batch_tokens: int = Field(default=4096, ge=64)
-    """Tokens of one optimizer step, over all workers and accumulation."""
-    micro_batch_tokens: int = Field(default=4096, ge=64)
-    """Tokens of one forward pass on one worker (padding included)."""
-    autocast: Literal["none", "bfloat16"] = "none"
-    gradient_checkpointing: bool = False
-    lora_rank: int = Field(default=0, ge=0)
-    """0: full fine-tuning; else a LoRA of this rank on the linear layers, merged at export."""
-    lora_alpha: float = Field(default=16.0, gt=0)
-    checkpoint_every: int = Field(default=200, ge=1)
-    """Optimizer steps between checkpoints."""
-    max_failures: int = Field(default=2, ge=0)
-    """Worker failures that are survived by restarting from the last checkpoint."""
-
-
-class DatasetConfig(Section):
-    """What becomes a training example."""
-
-    keep: Literal["success", "all"] = "success"
-    """Trajectories that are kept."""
-    min_reward: float | None = None
-    """Keep by reward instead of success."""
-    mask_suboptimal: bool = True
-    """Mask suboptimal steps like errors."""
-
-
-class Recipe(Section):
-    """One training arm: its data, its mask, its start. A comparison is a list of arms."""
-
-    golden: bool = True
-    """Golden trajectories of U1."""
-    golden_collect: bool = False
-    """Golden trajectories of U2 tasks (control: golden-only with as many trajectories)."""
-    self_reflected: bool = False
-    """Self-reflected trajectories of U2."""
-    mask_errors: bool = True
-    """False: all agent steps are trained (ablation step_no_mask)."""
-    error_steps: Literal["keep", "remove"] = "keep"
-    """`remove` deletes error steps from the text (ablation step_replace)."""
-    match: Literal["none", "trajectories", "trained_tokens"] = "none"
-    """Cut golden_collect to the number of kept self-reflected trajectories, or repeat or cut the
-    golden data to the trained tokens of golden + self-reflected."""
-    init: Literal["base_agent", "student"] = "base_agent"
-    """Where the arm starts: the base agent, or the model of `student.init`."""
+    num_samples: int = Field(default=4, ge=1)
+    """Episodes per task, each with a seed of its own."""
+    temperature: float = Field(default=0.7, ge=0)
 
     @model_validator(mode="after")
-    def _sources_fit(self) -> "Recipe":
-        if not (self.golden or self.golden_collect or self.self_reflected):
-            raise ValueError(
-                "the arm trains on nothing; set golden, golden_collect or self_reflected: true"
-            )
-        if self.match == "trajectories" and not self.golden_collect:
-            raise ValueError(
-                "match 'trajectories' cuts golden_collect; set golden_collect: true or match: none"
-            )
-        if self.match == "trained_tokens" and self.self_reflected:
-            raise ValueError(
-                "match 'trained_tokens' is for golden data; drop self_reflected or match"
-            )
+    def _samples_differ(self) -> "OwnConfig":
+        if self.num_samples > 1 and not self.temperature:
+            raise ValueError("temperature 0 plays every sample alike; raise it or num_samples: 1")
         return self
 
 
@@ -202,12 +146,13 @@ class RunConfig(Section):
     train_arm: dict[str, Any] = Field(default={})
     """Fields of `train` that differ for the arms (after the base agent)."""
     collect: CollectConfig = CollectConfig()
+    own: OwnConfig = OwnConfig()
     dataset: DatasetConfig = DatasetConfig()
     arms: dict[str, Recipe] = Field(
         default={
-            "golden_only": Recipe(golden_collect=True, match="trajectories"),
-            "step": Recipe(self_reflected=True),
-            "step_no_mask": Recipe(self_reflected=True, mask_errors=False),
+            "golden_only": Recipe(policy="golden_only"),
+            "step": Recipe(policy="step"),
+            "step_no_mask": Recipe(policy="no_mask"),
         }
     )
     """Trained and evaluated next to the base agent, in this order."""
@@ -263,6 +208,33 @@ class RunConfig(Section):
                 raise ValueError(f"arms: the name {name!r} is taken; rename the arm")
             if not re.fullmatch(NAME, name):
                 raise ValueError(f"arms: {name!r} is no folder name; use letters, digits and . _ -")
+        return self
+
+    @model_validator(mode="after")
+    def _best_needs_a_validation(self) -> "RunConfig":
+        for key, train in (("train", self.train), ("train_arm", self.arm_train())):
+            if train.select == "best" and not self.dataset.holds_out:
+                raise ValueError(
+                    f"{key}.select: 'best' needs a validation loss; set dataset.validation_share"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _base_agent_is_whole(self) -> "RunConfig":
+        if self.train.lora_rank and self.train.export == "adapter":
+            raise ValueError(
+                "train.export: the base agent is what arms start from and what is served; use"
+                " 'merged' there (train_arm may export adapters)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_can_be_served(self) -> "RunConfig":
+        if self.serve.engine == "vllm" and self.arm_train().export == "adapter":
+            raise ValueError(
+                "train_arm.export: 'adapter' is served by the engine 'transformers' only; use"
+                " 'merged' with 'vllm'"
+            )
         return self
 
     def arm_train(self) -> TrainConfig:

@@ -8,23 +8,38 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, chain
 from pathlib import Path
 
 import pyarrow as pa
-from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
-from step_ray.config import DatasetConfig, Recipe
-from step_ray.errors import DataError
-from step_ray.masking import NOTHING_TRAINED, TOO_LONG, is_trained, steps_in_text, unwanted
+from step_ray.errors import DataError, TemplateError
+from step_ray.masking import (
+    LOW_REWARD,
+    NOT_SUCCESSFUL,
+    NOTHING_TRAINED,
+    SAME_ROLLOUT,
+    TOO_LONG,
+    distinct,
+    is_trained,
+    steps_in_text,
+    unwanted,
+)
 from step_ray.react import conversation, trajectory_messages
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.records import VERSION_KEY
 from step_ray.render import Renderer, Span
 from step_ray.store import read_rows, write_table
 from step_ray.types import SCHEMA_VERSION, Message, Step, Trajectory
 
 CUT_TO_MATCH = "cut to match"
+REMEDIES = {
+    NOT_SUCCESSFUL: "set dataset.keep: all",
+    LOW_REWARD: "lower dataset.min_reward",
+    TOO_LONG: "raise student.max_length",
+    NOTHING_TRAINED: "mask fewer kinds of steps (policy no_mask trains all)",
+}
+"""Reason for which all was dropped -> what would keep it."""
 
 EXAMPLE_SCHEMA = pa.schema(
     [
@@ -77,6 +92,8 @@ class DatasetSummary:
     match_target: int | None = None
     """What `recipe.match` asks for: trajectories of golden_collect, or trained tokens."""
     match_reached: int | None = None
+    empty_sources: tuple[str, ...] = ()
+    """Sources that the recipe names and of which no trajectory was kept."""
 
     @property
     def share_masked(self) -> float:
@@ -95,6 +112,8 @@ class Sources:
     """Expert trajectories of U2."""
     self_reflected: Iterable[Trajectory] = ()
     """Student and teacher on U2."""
+    own_success: Sequence[Trajectory] = ()
+    """The student alone on U2, several times per task; what failed is dropped, whatever `keep`."""
 
 
 def build_examples(
@@ -127,22 +146,55 @@ def build_dataset(
         DataError: nothing is left to train on; the line names the sources and their counts.
         TemplateError: see `build_examples`.
     """
-    names = ("golden", "golden_collect", "self_reflected")
-    built = {n: build_examples(getattr(sources, n), renderer, recipe, config) for n in names}
+    built = {
+        name: build_examples(getattr(sources, name), renderer, recipe, config)
+        for name in ("golden", "golden_collect", "self_reflected")
+    }
+    built["own_success"] = _build_own(sources.own_success, renderer, recipe, config)
     parts = {name: examples for name, (examples, _) in built.items()}
     chosen = select_for_recipe(recipe, **parts, seed=seed)
     used = [summary for name, (_, summary) in built.items() if getattr(recipe, name)]
     if not chosen:
         counts = "; ".join(_count_line(n, s) for n, (_, s) in built.items() if getattr(recipe, n))
-        raise DataError(
-            f"dataset: no training examples ({counts}); collect more"
-            " tasks, raise student.max_length or set dataset.keep: all"
-        )
+        raise DataError(f"dataset: no training examples ({counts}); {_remedy(used)}")
     dropped = sum((Counter(summary.dropped) for summary in used), Counter())
     num_built = sum(summary.num_examples for summary in used)
     dropped[CUT_TO_MATCH] = num_built - len(set(map(id, chosen)))
-    summary = summarize(chosen, +dropped)
+    empty = tuple(name for name in parts if getattr(recipe, name) and not parts[name])
+    summary = replace(summarize(chosen, +dropped), empty_sources=empty)
     return chosen, _with_match(summary, recipe, parts, chosen)
+
+
+def build_validation(
+    held_out: Sequence[Trajectory], renderer: Renderer, config: DatasetConfig
+) -> tuple[list[Example], DatasetSummary]:
+    """The validation set: the same filter, and errors masked whatever the arm trains.
+
+    So all arms are measured on the same tokens, and the masked error tokens are there for those,
+    too, that train on errors.
+
+    Raises:
+        DataError: nothing of it is left.
+        TemplateError: see `build_examples`.
+    """
+    examples, summary = build_examples(held_out, renderer, Recipe(), config)
+    if not examples:
+        raise DataError(
+            f"dataset: no validation example ({_count_line('held out', summary)});"
+            " raise dataset.validation_tasks or set dataset.keep: all"
+        )
+    return examples, summary
+
+
+def _build_own(
+    own: Sequence[Trajectory], renderer: Renderer, recipe: Recipe, config: DatasetConfig
+) -> tuple[list[Example], DatasetSummary]:
+    """Rejection sampling: successes only (or by reward, as configured), equal ones once."""
+    kept, num_same = distinct(own)
+    only_success = config.model_copy(update={"keep": "success"})
+    examples, summary = build_examples(kept, renderer, recipe, only_success)
+    dropped = Counter(summary.dropped) + Counter({SAME_ROLLOUT: num_same})
+    return examples, summarize(examples, dropped)
 
 
 def select_for_recipe(
@@ -150,6 +202,7 @@ def select_for_recipe(
     golden: Sequence[Example],
     golden_collect: Sequence[Example],
     self_reflected: Sequence[Example],
+    own_success: Sequence[Example] = (),
     *,
     seed: int,
 ) -> list[Example]:
@@ -166,7 +219,8 @@ def select_for_recipe(
     pool = [*(golden if recipe.golden else ()), *collect]
     if recipe.match == "trained_tokens":
         pool = _fill(_shuffled(pool, seed), _num_trained([*golden, *self_reflected]))
-    return [*pool, *(self_reflected if recipe.self_reflected else ())]
+    pool += self_reflected if recipe.self_reflected else ()
+    return [*pool, *(own_success if recipe.own_success else ())]
 
 
 def summarize(examples: Sequence[Example], dropped: Mapping[str, int]) -> DatasetSummary:
@@ -241,21 +295,6 @@ def read_examples(folder: str | Path) -> list[Example]:
     ]
 
 
-def colour_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """The example as text: trained tokens green, masked errors dim red, the rest dim."""
-    errors = example.error_mask or (False,) * len(example.input_ids)
-    styles = [
-        "green" if trained else "dim red" if error else "dim"
-        for trained, error in zip(example.loss_mask, errors, strict=True)
-    ]
-    text = Text()
-    pairs = zip(styles, example.input_ids, strict=True)
-    for style, run in groupby(pairs, key=lambda pair: pair[0]):
-        ids = [token for _, token in run]
-        text.append(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)), style=style)
-    return text
-
-
 def _example(
     trajectory: Trajectory, renderer: Renderer, recipe: Recipe, config: DatasetConfig
 ) -> Example | str:
@@ -263,11 +302,14 @@ def _example(
     steps = steps_in_text(trajectory, recipe, config)
     spans = step_spans(trajectory.prompt, steps)
     trained = [is_trained(step, recipe, config) for step in steps]
-    rendered = renderer.render_example(
-        trajectory_messages(replace(trajectory, steps=steps)),
-        trained=_joined(span for span, yes in zip(spans, trained, strict=True) if yes),
-        masked=_joined(span for span, yes in zip(spans, trained, strict=True) if not yes),
-    )
+    try:
+        rendered = renderer.render_example(
+            trajectory_messages(replace(trajectory, steps=steps)),
+            trained=_joined(span for span, yes in zip(spans, trained, strict=True) if yes),
+            masked=_joined(span for span, yes in zip(spans, trained, strict=True) if not yes),
+        )
+    except (TemplateError, DataError) as exc:
+        raise type(exc)(f"trajectory {trajectory.trajectory_id!r}: {exc}") from exc
     if rendered is None:
         return TOO_LONG
     if not any(rendered.loss_mask):
@@ -335,6 +377,12 @@ def _num_trained(examples: Iterable[Example]) -> int:
 def _count_line(name: str, summary: DatasetSummary) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
     return f"{name}: {summary.num_trajectories} trajectories" + (f", {reasons}" if reasons else "")
+
+
+def _remedy(summaries: Iterable[DatasetSummary]) -> str:
+    reasons = {reason for summary in summaries for reason in summary.dropped}
+    known = [remedy for reason, remedy in REMEDIES.items() if reason in reasons]
+    return " or ".join(["collect more tasks", *known])
 
 
 def _check(example: Example) -> None:

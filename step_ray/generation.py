@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from step_ray.errors import ConfigError, ContextLengthError
 from step_ray.kvcache import BatchCache, Layers, PrefixCache
+from step_ray.turnend import stop_ids
 
 PREFILL_TOKENS = 2048
 """Most tokens (padding included) of one prompt pass; a single longer prompt goes alone."""
@@ -85,13 +86,13 @@ class BatchGenerator:
 
     Args:
         model: Full-attention causal language model; it is put into eval mode.
-        tokenizer: Decodes new tokens; its end-of-sequence token ends a row, as do those of the
-            model's generation config.
+        tokenizer: Decodes new tokens; a row ends at the tokens that turnend.py names.
         max_length: Context in tokens, prompt and answer together.
         prefix_cache_mb: MiB for keys and values of past prompts; 0: no reuse.
 
     Raises:
         ConfigError: the model has layers without plain full attention.
+        TemplateError: the tokenizer's chat template ends no turn.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class BatchGenerator:
         self.max_length = max_length
         self._model = model.eval()
         self._tokenizer = tokenizer
-        self._ends = _end_tokens(model, tokenizer)
+        self._ends = frozenset(stop_ids(tokenizer, model.generation_config))
         self._cache = BatchCache(_num_full_attention_layers(model))
         self._prefixes = PrefixCache(prefix_cache_mb * 2**20)
         self._tickets = itertools.count()
@@ -240,9 +241,10 @@ class BatchGenerator:
         elif is_full:
             row.finish_reason = "length"
         if row.finish_reason or row.params.stop:
+            said = new[:-1] if new[-1] in self._ends else new
             row.text = str(
                 self._tokenizer.decode(
-                    new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    said, skip_special_tokens=True, clean_up_tokenization_spaces=False
                 )
             )
         cuts = [row.text.find(stop) for stop in row.params.stop if stop in row.text]
@@ -319,13 +321,6 @@ def _prefill_groups(rows: list[_Row]) -> Iterator[tuple[int, list[_Row]]]:
             end += 1
         yield first, rows[first:end]
         first = end
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    config = model.generation_config
-    ends = config.eos_token_id if config is not None else None
-    listed = ends if isinstance(ends, list) else [ends]
-    return frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
 
 
 def _num_full_attention_layers(model: PreTrainedModel) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from step_ray.config import RunConfig
+from step_ray.config import RunConfig, TrainConfig
 from step_ray.endpoint import NO_KEY, check_chat, check_endpoint
 from step_ray.errors import ConfigError, RunStateError, StepRayError
 from step_ray.nodes import check_folder, check_nodes
@@ -19,7 +19,8 @@ from step_ray.progress import Reporter
 from step_ray.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
 from step_ray.runfolder import FINISHED, STARTED, UNFINISHED, Change, RunFolder
 from step_ray.runinfo import run_info
-from step_ray.stages import Stage, StageContext, build_stages
+from step_ray.stage import Stage, StageContext
+from step_ray.stages import build_stages
 from step_ray.store import read_json, write_json
 
 
@@ -41,9 +42,10 @@ def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) ->
         stages: names of those to do; the others' resources are not asked for.
         ask: send each endpoint that the stages need a request of one word, too.
     """
+    from step_ray.chat_template import ChatSettings
     from step_ray.envs import task_source
     from step_ray.react import load_prompt
-    from step_ray.student import check_init
+    from step_ray.student import check_student
 
     teacher = config.teacher
 
@@ -70,7 +72,9 @@ def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) ->
     if given is not None:
         checks[f"student {given.model} at {given.base_url}"] = lambda: _student(config, asks)
     # last, because a hub id without a network is tried several times
-    checks[f"student {config.student.init}"] = lambda: check_init(config.student.init)
+    student = config.student
+    chat = ChatSettings.of(student)
+    checks[f"student {student.init}"] = lambda: check_student(student.init, chat)
     return [_check(what, function) for what, function in checks.items()]
 
 
@@ -317,7 +321,7 @@ def plan_lines(config: RunConfig) -> list[str]:
     lines += [
         f"tasks     {tasks.num_expert} expert (U1), {tasks.num_collect} collect (U2),"
         f" {tasks.num_eval} evaluate ({tasks.eval_split}) x {len(config.evaluate.seeds)} seeds",
-        f"train     {train.num_workers} worker(s), one {kind} each, {train.strategy},"
+        f"train     {_workers(train)} worker(s), one {kind} each, {train.strategy},"
         f" {'LoRA rank ' + str(train.lora_rank) if train.lora_rank else 'all weights'}",
         f"serve     {serve.engine}, {serve.num_replicas} replica(s), each"
         f" {serve.gpus_per_replica:g} GPU and {serve.cpus_per_replica:g} CPU",
@@ -331,3 +335,8 @@ def plan_lines(config: RunConfig) -> list[str]:
         f"folder    {config.run_dir}",
     ]
     return lines
+
+
+def _workers(train: TrainConfig) -> str:
+    least, most = train.least_workers, train.most_workers
+    return str(most) if least == most else f"{least} to {most}"

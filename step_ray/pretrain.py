@@ -15,20 +15,21 @@ from pathlib import Path
 
 from jinja2 import Template
 
-from step_ray.config import DatasetConfig, Recipe, ScratchConfig, TrainConfig
+from step_ray.config import ScratchConfig, TrainConfig
 from step_ray.dataset import Example, build_examples, write_examples
 from step_ray.envs import make_env
 from step_ray.envs.alfworld.explorer import Explorer
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.envs.alfworld.judge import judge
 from step_ray.llm import ChatModel
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.render import Renderer
 from step_ray.rollout import EpisodeSettings, run_episode
 from step_ray.runinfo import run_info
 from step_ray.student import load_tokenizer, new_model, save_student, train_tokenizer
 from step_ray.teacher import ExpertStudent, executed_pairs
 from step_ray.train import train
-from step_ray.train_loop import TrainResult
+from step_ray.train_job import TrainResult
 from step_ray.types import Source, Task, Trajectory
 
 EXPLORE_PROMPT = "alfworld_explore"

@@ -139,8 +139,9 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
         labels=serve.node_labels,
     )
     # a student behind an address takes nothing of this cluster
-    is_serving_student = "collect" in stages and config.collect.endpoint is None
-    plays_alone = "expert" in stages or ("collect" in stages and not is_serving_student)
+    is_collecting = "collect" in stages and config.collect.endpoint is None
+    is_serving_student = is_collecting or "own" in stages
+    plays_alone = "expert" in stages or ("collect" in stages and not is_collecting)
     moments = [rollouts] if plays_alone else []
     if is_serving_student or any(name.startswith("evaluate:") for name in stages):
         moments.append([replicas, *rollouts])
@@ -157,7 +158,7 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
 def _workers(train: TrainConfig) -> Demand:
     each = {"CPU": float(train.cpus_per_worker), "GPU": float(train.use_gpu)}
     return Demand(
-        key="train.num_workers", count=train.num_workers, each=each, labels=train.node_labels
+        key="train.num_workers", count=train.least_workers, each=each, labels=train.node_labels
     )
 
 

@@ -27,7 +27,7 @@ from step_ray.agent_server import AgentServer
 from step_ray.config import ServeConfig
 from step_ray.errors import ConfigError, EndpointError
 from step_ray.openai_api import key_digest
-from step_ray.student import check_init, resolve_init
+from step_ray.student import check_model, load_tokenizer, resolve_init
 
 APP_NAME = "step_ray_agent"
 SESSION_ROUTING = {
@@ -77,7 +77,8 @@ def build_app(args: ServeArgs) -> serve.Application:
 
 def _build(args: ServeArgs, job_id: str) -> serve.Application:
     try:
-        check_init(args.model_dir)
+        source = resolve_init(args.model_dir)
+        check_model(source, load_tokenizer(source))
     except ConfigError as exc:
         raise ConfigError(f"model_dir: {str(exc).removeprefix('student.init: ')}") from exc
     if args.engine == "vllm":

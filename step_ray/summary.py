@@ -53,6 +53,7 @@ def gather(config: RunConfig) -> ReportInputs:
         training={m: lines for m, lines in training.items() if lines},
         collection=_collection(root / "trajectories" / "collect"),
         collection_state=_collection_state(config),
+        own=_collection(root / "trajectories" / "own"),
         datasets={m: summary for m, summary in datasets.items() if summary},
         task_types={t.task.task_id: t.task.task_type for ts in played.values() for t in ts},
     )

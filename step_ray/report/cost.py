@@ -4,7 +4,8 @@ Takes counts over episodes and dataset summaries, gives numbers. It shows nothin
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from step_ray.report.collection import CollectionCounts
@@ -44,28 +45,38 @@ def collection_cost(collection: CollectionCounts) -> ArmCost:
 
 
 def arm_cost(
-    recipe: Mapping[str, Any] | None, dataset: Mapping[str, Any], collected: ArmCost
+    recipe: Mapping[str, Any] | None,
+    dataset: Mapping[str, Any],
+    collected: ArmCost,
+    own: ArmCost,
 ) -> ArmCost:
     """What an arm cost.
 
-    An arm with self-reflected data pays for the whole collection, dropped episodes included; the
-    others pay nothing for it. What playing the golden trajectories cost is not counted.
+    An arm with self-reflected data pays for the whole collection, dropped episodes included, an arm
+    with its own successes for all rollouts; the others pay nothing. What playing the golden
+    trajectories cost is not counted.
 
     Args:
         recipe: its settings; None: unknown.
         dataset: fields of its dataset.DatasetSummary, or nothing.
         collected: cost of the collection.
+        own: cost of the rollouts of the base agent alone.
     """
-    if recipe is None:
-        paid = ArmCost()
-    else:
-        paid = collected if recipe.get("self_reflected", False) else NOTHING
-    return ArmCost(
+    return replace(
+        ArmCost() if recipe is None else _paid(recipe, collected, own),
         trained_trajectories=dataset.get("num_examples"),
         trained_tokens=dataset.get("num_trained_tokens"),
-        teacher_calls=paid.teacher_calls,
-        teacher_tokens=paid.teacher_tokens,
-        teacher_cached_calls=paid.teacher_cached_calls,
-        money=paid.money,
-        env_steps=paid.env_steps,
     )
+
+
+def _paid(recipe: Mapping[str, Any], collected: ArmCost, own: ArmCost) -> ArmCost:
+    sources = {"self_reflected": collected, "own_success": own}
+    costs = [cost for name, cost in sources.items() if recipe.get(name, False)]
+    if ArmCost() in costs:  # not all of it was measured
+        return ArmCost()
+    return reduce(_plus, costs, NOTHING)
+
+
+def _plus(a: ArmCost, b: ArmCost) -> ArmCost:
+    names = ("teacher_calls", "teacher_tokens", "teacher_cached_calls", "money", "env_steps")
+    return ArmCost(**{name: getattr(a, name) + getattr(b, name) for name in names})

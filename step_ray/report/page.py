@@ -51,7 +51,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
     rows = results_rows(inputs)
     confidences = [row.report.success_rate.confidence for row in rows if row.report]
     confidence = confidences[0] if confidences else DEFAULT_CONFIDENCE
-    mask_suboptimal = inputs.config.get("dataset", {}).get("mask_suboptimal", True)
+    mask_suboptimal = _masks_suboptimal(inputs.config)
     html = (
         environment()
         .get_template("report.html.j2")
@@ -65,6 +65,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             forest=charts.forest(differences(rows)),
             chart_log=charts.loss_chart(inputs.training, log_y=True),
             chart_linear=charts.loss_chart(inputs.training, log_y=False),
+            validations=validation_lines(inputs.training),
             collection=collection_summary(inputs.collection, confidence),
             spending=spending_facts(inputs.collection_state),
             datasets=inputs.datasets,
@@ -165,6 +166,21 @@ def cost_lines(inputs: ReportInputs) -> Lines:
     return [(arm, list(asdict(costs(inputs, arm)).values())) for arm in arms]
 
 
+def validation_lines(training: Mapping[str, Sequence[Mapping[str, Any]]]) -> Lines:
+    """Per arm: its last validation loss and error-step NLL, its best validation loss and the step.
+
+    Arms without a validation are left out.
+    """
+    lines: Lines = []
+    for arm, metrics in training.items():
+        validated = [line for line in metrics if line.get("validation_loss") is not None]
+        if validated:
+            last, best = validated[-1], min(validated, key=lambda line: line["validation_loss"])
+            loss = "validation_loss"
+            lines.append((arm, [last[loss], last.get("error_nll"), best[loss], best["step"]]))
+    return lines
+
+
 def collection_summary(
     collection: CollectionCounts, confidence: float
 ) -> dict[str, list[tuple[str, Any]]] | None:
@@ -212,6 +228,16 @@ def spending_facts(state: Mapping[str, Any]) -> list[str]:
     if summary.get("unfinished"):
         lines.append(f"Not all of it was played: {summary['unfinished']}.")
     return lines
+
+
+def _masks_suboptimal(config: Mapping[str, Any]) -> bool:
+    """What the first arm that masks errors does with suboptimal steps."""
+    default: bool = config.get("dataset", {}).get("mask_suboptimal", True)
+    for arm in config.get("arms", {}).values():
+        if arm.get("self_reflected") and arm.get("mask_errors", True):
+            own: bool | None = arm.get("mask_suboptimal")
+            return default if own is None else own
+    return default
 
 
 def example_view(trajectory: Trajectory, mask_suboptimal: bool) -> dict[str, Any]:

@@ -49,12 +49,15 @@ class ReportInputs:
     outcomes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Arm -> task id -> success, averaged over seeds (stats.success_by_task)."""
     training: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """Arm -> metric lines; those with `step` (optimizer steps) and `loss` are drawn."""
+    """Arm -> metric lines; those with `step` (optimizer steps) and `loss` are drawn, those with
+    `validation_loss` are in the table of validations."""
     collection: CollectionCounts = field(default_factory=CollectionCounts)
     """All episodes of the collection, kept or not."""
     collection_state: Mapping[str, Any] = field(default_factory=dict)
     """The record of its stage: `status`, and the `summary` with what was spent in all and what a
     budget left undone. Empty: never begun."""
+    own: CollectionCounts = field(default_factory=CollectionCounts)
+    """All rollouts of the base agent alone, kept or not."""
     datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Arm -> fields of its dataset.DatasetSummary. All are shown; the cost table reads
     `num_examples` and `num_trained_tokens`."""
@@ -99,8 +102,8 @@ def results_rows(inputs: ReportInputs) -> list[ResultRow]:
 def costs(inputs: ReportInputs, arm: str) -> ArmCost:
     """What an arm was made from."""
     recipes = {BASE: {}, **inputs.config.get("arms", {})}
-    collected = collection_cost(inputs.collection)
-    return arm_cost(recipes.get(arm), inputs.datasets.get(arm, {}), collected)
+    played = [collection_cost(counts) for counts in (inputs.collection, inputs.own)]
+    return arm_cost(recipes.get(arm), inputs.datasets.get(arm, {}), *played)
 
 
 def _compare(inputs: ReportInputs, report: EvalReport | None, other: str) -> Comparison:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_ray.batching import collate, load_examples, plan_epoch, split_batch
+from step_ray.batching import collate, load_examples, padding_share, plan_epoch, split_batch
 from step_ray.errors import DataError
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
@@ -59,6 +59,28 @@ def test_ranks_get_equal_work_and_similar_lengths_share_a_pass():
     assert shares == [[[1, 5], [0, 4]], [[3, 7], [2, 6]]]
 
 
+@given(lengths=LENGTHS, num_ranks=st.integers(1, 4), budget=st.integers(1, 200))
+def test_packed_passes_hold_every_example_once_within_the_budget(lengths, num_ranks, budget):
+    batch = list(range(len(lengths)))
+    shares = split_batch(batch, lengths, num_ranks, budget, packed=True)
+    passes = [one for share in shares for one in share]
+    assert sorted(i for one in passes for i in one) == batch
+    assert len({len(share) for share in shares}) == 1
+    assert all(len(p) <= 1 or sum(lengths[i] for i in p) <= budget for p in passes)
+
+
+def test_packed_examples_fill_the_first_pass_with_room():
+    lengths = [60, 50, 40, 30, 20]
+    assert split_batch(range(5), lengths, 1, 100, packed=True) == [[[0, 2], [1, 3, 4]]]
+    assert split_batch(range(5), lengths, 1, 100) == [[[0], [1, 2], [3, 4]]]
+
+
+def test_the_padding_share_counts_all_ranks_and_no_empty_pass():
+    lengths = [10, 5, 5]
+    assert padding_share([[[0, 1]], [[2]]], lengths) == pytest.approx(5 / 25)
+    assert padding_share([[[1], []], [[2], [0]]], lengths) == 0
+
+
 def test_a_rank_without_examples_gets_an_empty_pass():
     assert split_batch([7], {7: 20}, num_ranks=2, micro_batch_tokens=8) == [[[7]], [[]]]
 
@@ -75,7 +97,7 @@ def test_examples_of_all_files_are_read_in_the_order_of_the_file_names(tmp_path)
 def test_collate_pads_on_the_right_and_finds_the_trained_tokens(tmp_path):
     write(tmp_path, [[1, 2, 3], [4, 5]], [[False, True, True], [False, True]])
     batch = collate(load_examples(tmp_path), [0, 1])
-    assert batch.input_ids_BT.tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert batch.inputs["input_ids"].tolist() == [[1, 2, 3], [4, 5, 0]]
     assert batch.positions_N.tolist() == [0, 1, 3]
     assert batch.targets_N.tolist() == [2, 3, 5]
 

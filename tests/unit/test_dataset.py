@@ -4,24 +4,31 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from builders import PROMPT, make_step, make_trajectory
+from builders import PROMPT, make_step, make_task, make_trajectory
 
-from step_ray.config import DatasetConfig, Recipe
+from step_ray.data.chats import ExportPolicy, to_chat
 from step_ray.dataset import (
     CUT_TO_MATCH,
     Example,
     Sources,
     build_dataset,
     build_examples,
-    colour_example,
+    build_validation,
     read_examples,
     select_for_recipe,
     step_spans,
     write_examples,
 )
 from step_ray.errors import DataError
-from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, TOO_LONG
+from step_ray.masking import (
+    LOW_REWARD,
+    NOT_SUCCESSFUL,
+    OTHER_SOURCE,
+    SAME_ROLLOUT,
+    TOO_LONG,
+)
 from step_ray.react import conversation
+from step_ray.recipe import POLICIES, DatasetConfig, Recipe
 from step_ray.render import Renderer, Span
 from step_ray.student import train_tokenizer
 from step_ray.types import Source, StepKind, StopReason
@@ -259,8 +266,49 @@ def test_an_empty_dataset_names_the_sources_the_counts_and_what_to_do():
     assert f"golden: 2 trajectories, 1 {TOO_LONG}, 1 {NOT_SUCCESSFUL}" in line
     assert f"self_reflected: 3 trajectories, 2 {TOO_LONG}, 1 {NOT_SUCCESSFUL}" in line
     assert "golden_collect" not in line
-    assert "raise student.max_length" in line
+    assert line.endswith(
+        "; collect more tasks or set dataset.keep: all or raise student.max_length"
+    )
     assert "\n" not in line
+
+
+def test_a_dataset_that_is_masked_as_a_whole_says_what_masks_it():
+    failed = trajectory("s", source=Source.SELF_REFLECTED, steps=(reflected("a").steps[0],))
+
+    with pytest.raises(DataError) as caught:
+        dataset(Sources(self_reflected=[failed]), golden=False, self_reflected=True)
+
+    assert str(caught.value) == (
+        "dataset: no training examples (self_reflected: 1 trajectories, 1 nothing trained);"
+        " collect more tasks or mask fewer kinds of steps (policy no_mask trains all)"
+    )
+
+
+def test_a_source_of_which_nothing_is_kept_shows_in_the_summary():
+    sources = replace(SOURCES, self_reflected=[reflected("s3", success=False)])
+
+    _, summary = dataset(sources, policy="step")
+
+    assert summary.empty_sources == ("self_reflected",)
+    assert dataset(SOURCES, policy="step")[1].empty_sources == ()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_export_flags_what_the_mask_of_the_same_policy_trains(policy):
+    recipe = Recipe(policy=policy)
+    suboptimal = make_step("Action: look", "room", StepKind.SUBOPTIMAL)
+    steps = (*reflected("s").steps, suboptimal, make_step())
+    one = trajectory("s", source=Source.SELF_REFLECTED, steps=steps)
+    [example], _ = build_examples([one], Renderer(TOKENIZER, 100), recipe, DatasetConfig())
+    trained = zip(example.input_ids, example.loss_mask, strict=True)
+
+    chat = to_chat(one, ExportPolicy(recipe=recipe))
+
+    if policy == "golden_only":
+        assert chat == OTHER_SOURCE
+        return
+    flagged = [turn.content + "<|end|>" for turn in chat.turns if turn.trained]
+    assert TOKENIZER.decode([token for token, mask in trained if mask]) == "".join(flagged)
 
 
 def test_examples_come_back_equal_and_in_order(tmp_path):
@@ -301,17 +349,56 @@ def test_a_missing_training_set_is_a_data_error(tmp_path):
         read_examples(tmp_path)
 
 
-def test_colours_show_trained_masked_and_given_text():
-    [one], _ = build([reflected("a")])
+def rollout(number, text, *, task="t", success=True):
+    steps = (make_step(text),)
+    name = f"{task}#{number}"
+    return trajectory(
+        name, success=success, source=Source.STUDENT, steps=steps, task=make_task(task)
+    )
 
-    text = colour_example(one, TOKENIZER)
 
-    coloured = {str(span.style): "" for span in text.spans}
-    for span in text.spans:
-        coloured[str(span.style)] += text.plain[span.start : span.end]
-    assert coloured == {
-        "dim": "<|bos|><|system|>rules<|end|><|user|>room<|end|><|assistant|>"
-        "<|user|>nothing<|end|><|assistant|>",
-        "dim red": "Action: go<|end|>",
-        "green": "Action: take<|end|>",
-    }
+def test_rejection_sampling_trains_each_different_success_once_even_where_failures_are_kept():
+    own = [
+        rollout(0, "Action: go"),
+        rollout(1, "Action: go"),
+        rollout(2, "Action: look"),
+        rollout(3, "Action: take", success=False),
+        rollout(0, "Action: go", task="other"),
+    ]
+
+    examples, summary = build_dataset(
+        Sources(own_success=own),
+        Renderer(TOKENIZER, 100),
+        Recipe(golden=False, own_success=True),
+        DatasetConfig(keep="all"),
+        seed=0,
+    )
+
+    assert kept(examples) == ["t#0", "t#2", "other#0"]
+    assert summary.dropped == {NOT_SUCCESSFUL: 1, SAME_ROLLOUT: 1}
+    assert summary.by_source == {"student": 3}
+
+
+def test_an_arm_without_own_rollouts_does_not_train_on_them():
+    sources = Sources(golden=[trajectory("a")], own_success=[rollout(0, "Action: go")])
+
+    examples, summary = build_dataset(
+        sources, Renderer(TOKENIZER, 100), Recipe(), DatasetConfig(), seed=0
+    )
+
+    assert kept(examples) == ["a"]
+    assert summary.num_trajectories == 1
+
+
+def test_validation_masks_errors_so_that_unmasked_arms_have_error_tokens_too():
+    [one], summary = build_validation([reflected("a")], Renderer(TOKENIZER, 100), DatasetConfig())
+
+    assert sum(one.error_mask) == summary.num_masked_tokens > 0
+    assert not any(a and b for a, b in zip(one.loss_mask, one.error_mask, strict=True))
+
+
+def test_a_validation_set_of_which_nothing_is_kept_is_refused():
+    with pytest.raises(DataError, match="no validation example \\(held out: 1 trajectories, 1 not"):
+        build_validation(
+            [trajectory("a", success=False)], Renderer(TOKENIZER, 100), DatasetConfig()
+        )

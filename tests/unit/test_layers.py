@@ -10,34 +10,32 @@ import step_ray
 PACKAGE = Path(step_ray.__file__).parent
 LAYERS: list[set[str]] = [
     {"", "types", "errors", "data", "progress", "runinfo", "kvcache", "loss", "report.charts"},
+    {"turnend", "encoding", "attention", "headloss"},
     {"report.collection"},
     {"envs.alfworld", "envs.alfworld.tables"},
     {"scores", "envs.scienceworld", "envs.scienceworld.tables", "envs.scienceworld.text"},
     {"envs.webshop", "envs.webshop.tables"},
-    {"env_config", "react", "records", "render", "stats", "show"},
+    {"env_config", "react", "records", "stats", "show"},
     {"behaviour"},
     {"evalreport"},
     {"shards"},
     {"store"},
     {"compact"},
     {"spending", "labels"},
-    {"teacher_config", "collect_config", "config"},
-    {"logs"},
+    {"recipe"},
+    {"teacher_config", "collect_config", "train_config"},
+    {"config"},
+    {"logs", "chat_template"},
+    {"render"},
     {"llm", "endpoint", "replylimit", "ratelimit", "gate", "desk", "openai_api"},
     {"callcache", "meter"},
     {"failures", "shardwriter", "tally", "totals"},
     {"metrics"},
-    {
-        "envs.base",
-        "report.results",
-        "report.cost",
-        "player",
-        "train_faults",
-        "resources",
-        "masking",
-    },
+    {"report.cost"},
+    {"envs.base", "report.results", "player", "train_faults", "resources", "masking", "holdout"},
+    {"train_job", "schedule", "tracking", "flops", "model_files"},
     {"envs", "envs.alfworld.belief", "envs.alfworld.text", "envs.alfworld.goal"},
-    {"envs.alfworld.usual", "envs.scienceworld.jvm"},
+    {"envs.alfworld.usual", "envs.scienceworld.jvm", "envs.scienceworld.content"},
     {"envs.scienceworld.env", "envs.scienceworld.track"},
     {"envs.scienceworld.gold"},
     {"envs.scienceworld.goldcache"},
@@ -56,21 +54,16 @@ LAYERS: list[set[str]] = [
     {"envs.alfworld.judge", "envs.alfworld.official", "envs.alfworld.generator"},
     {"envs.alfworld.env", "envs.alfworld.tasks", "envs.alfworld.explorer", "envs.alfworld.parity"},
     {"judging"},
-    {
-        "teacher",
-        "tasks",
-        "student",
-        "batching",
-        "generation",
-        "runfolder",
-        "joining",
-        "nodes",
-        "spot",
-    },
+    {"teacher", "tasks", "student", "batching", "generation", "runfolder", "joining", "nodes"},
+    {"spot"},
     {"raysetup"},
-    {"report.page", "rollout", "dataset", "learner", "agent_server"},
+    {"report.page", "rollout", "dataset", "mask_view", "trainee", "agent_server"},
+    {"layout", "batch_view"},
+    {"learner"},
+    {"train_state", "validation", "speed"},
+    {"checkpoints", "export"},
     {"report.runs"},
-    {"report", "runner", "train_loop", "serve", "viewer", "play", "claim"},
+    {"arm_data", "report", "runner", "train_loop", "serve", "viewer", "play", "claim"},
     {"data.flags", "data.files"},
     {"data.chats", "replay"},
     {"data.formats", "data.stats"},
@@ -80,6 +73,8 @@ LAYERS: list[set[str]] = [
     {"collect", "train", "serving"},
     {"expert_scores"},
     {"evaluate", "pretrain", "summary", "listplay", "compare"},
+    {"stage"},
+    {"training_stages"},
     {"stages"},
     {"pipeline"},
     {"doctor"},
@@ -90,10 +85,11 @@ HEAVY = {"ray", "torch", "transformers", "tokenizers", "peft"}
 LIGHT = {
     *("", "types", "errors", "config", "react", "llm", "teacher", "rollout", "store", "tasks"),
     *("runner", "resources", "teacher_config", "endpoint", "spending", "ratelimit", "gate", "desk"),
-    *("callcache", "meter", "judging", "masking", "collect_config", "replylimit"),
+    *("callcache", "meter", "judging", "masking", "recipe", "collect_config", "replylimit"),
     *("claim", "failures", "shardwriter", "tally", "totals", "metrics"),
     *("records", "shards", "compact"),
     *("progress", "runinfo", "stats", "show", "runfolder", "pipeline", "stages", "summary", "cli"),
+    *("train_config", "training_stages", "holdout", "stage", "train_job", "schedule", "tracking"),
     *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
     *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
     *("labels", "joining", "nodes", "raysetup", "serving", "viewer", "doctor", "logs"),
@@ -102,6 +98,12 @@ LIGHT = {
     *("report.charts", "report.collection", "report.cost", "envs", "envs.base"),
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
+
+RAYLESS = {
+    *("render", "batching", "loss", "headloss", "attention", "layout", "trainee", "learner"),
+    *("train_state", "export", "speed"),
+}
+"""The training step from conversation to weights; it runs on a machine without Ray."""
 
 
 def name_of(path):
@@ -153,3 +155,17 @@ def test_no_two_modules_import_each_other():
 def test_a_light_module_loads_nothing_heavy_at_its_top(name):
     roots = {full.split(".")[0] for full in imports(MODULES[name], top_only=True)}
     assert roots & HEAVY == set()
+
+
+@pytest.mark.parametrize("name", sorted(RAYLESS))
+def test_the_training_step_imports_no_ray_at_any_depth(name):
+    reached, todo = set(), {name}
+    while todo:
+        reached |= todo
+        todo = {below for module in todo for below in internal(MODULES[module])} - reached
+    with_ray = {
+        module
+        for module in reached
+        if any(full.split(".")[0] == "ray" for full in imports(MODULES[module]))
+    }
+    assert with_ray == set()

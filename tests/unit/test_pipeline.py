@@ -13,7 +13,8 @@ from step_ray.errors import ConfigError, RunStateError
 from step_ray.progress import Reporter
 from step_ray.resources import Node
 from step_ray.runfolder import DONE, PARTIAL, RunFolder
-from step_ray.stages import Stage, build_stages
+from step_ray.stage import Stage
+from step_ray.stages import build_stages
 
 
 @pytest.fixture

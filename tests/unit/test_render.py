@@ -33,7 +33,10 @@ THINKING_PROMPT = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
 )
-REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+REFUSING = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
+)
 STRIPPING_ALL = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'].replace('<|end|>', '') }}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -33,6 +33,7 @@ from step_ray.report.page import (
     example_view,
     spending_facts,
     split_reflection,
+    validation_lines,
 )
 from step_ray.stats import mean_interval, wilson_interval
 from step_ray.types import (
@@ -303,6 +304,36 @@ def test_money_and_cached_replies_are_in_the_files_and_on_the_page(tmp_path):
 def test_without_a_record_of_the_collection_nothing_is_said_about_its_budget():
     assert spending_facts({}) == []
     assert spending_facts({"status": "started", "summary": {}}) == []
+
+
+def test_an_arm_with_its_own_successes_pays_for_all_rollouts_and_no_teacher():
+    alone = mended("t1", usage=Usage(env_steps=5))
+    arms = {"rft": {"own_success": True}, "both": {"own_success": True, "self_reflected": True}}
+    inputs = replace(full_inputs(), own=CollectionCounts.of([alone] * 2), config={"arms": arms})
+    lines = dict(cost_lines(inputs))
+    assert lines["rft"] == [None, None, 0, 0, 0, 0.0, 10]
+    assert lines["both"] == [None, None, 4, 1100, 0, 0.0, 16]
+    unknown = dict(cost_lines(replace(inputs, own=CollectionCounts())))["both"]
+    assert unknown[2:] == [None] * 5
+
+
+def test_validations_show_the_last_and_the_best_of_each_arm(tmp_path):
+    def line(step, loss, **fields):
+        return {"step": step, "loss": 1.0, "validation_loss": loss, **fields}
+
+    training = {
+        "base": [{"step": 1, "loss": 2.0}, line(2, 0.5)],
+        "step": [line(2, 0.25, error_nll=3.0), line(4, 0.75, error_nll=4.5)],
+        "other": [{"step": 1, "loss": 2.0}],
+    }
+    assert validation_lines(training) == [
+        ("base", [0.5, None, 0.5, 2]),
+        ("step", [0.75, 4.5, 0.25, 2]),
+    ]
+    write_report(tmp_path / "index.html", replace(full_inputs(), training=training))
+    page = (tmp_path / "index.html").read_text()
+    assert "error-step NLL" in page
+    assert ">4.5<" in page
 
 
 def test_collection_counts_by_hand():

@@ -1,0 +1,250 @@
+"""Masked SFT against TRL's SFTTrainer: same model, same trajectories, same batch, in one run.
+
+Both sides train one batch of ALFWorld episodes a few times, each in a fresh process: half of them
+are the expert's, half a clumsy student's with masked errors and corrections. TRL gets the same
+token ids and labels, so that it trains the same tokens (its assistant-only loss knows no masked
+turn), its packing, its fused loss and no gradient checkpointing; of the modes given, the fastest
+counts.
+
+TRL lives in an environment of its own, with the same torch and transformers:
+    python -m venv VENV && VENV/bin/pip install -c constraints.txt -r tests/bench/trl.txt
+Run: `python tests/bench/bench_sft.py --trl-python VENV/bin/python [--shape smol]`
+On a GPU: `... --device cuda --shape llama-7b --dtype bfloat16 --gradient-checkpointing
+    --batch-tokens 65536 --trl-attention flash_attention_2 --trl-modes packed:4096`
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SIDES = Path(__file__).with_name("sft_sides.py")
+SHAPES = {
+    # hidden, intermediate, layers, heads, key heads, vocabulary, tied
+    "tiny": (256, 688, 4, 4, 2, 16_384, True),
+    "smol": (576, 1536, 30, 9, 3, 49_152, True),  # as SmolLM2-135M
+    "qwen-0.5b": (896, 4864, 24, 14, 2, 151_936, True),
+    "llama-7b": (4096, 11_008, 32, 32, 32, 32_000, False),
+    "qwen-7b": (3584, 18_944, 28, 28, 4, 152_064, False),
+}
+WARM_UP = 1
+
+
+def main() -> None:
+    args = parse()
+    with tempfile.TemporaryDirectory(prefix="bench_sft_") as name:
+        folder = Path(args.work or name)
+        facts = prepare(args, folder)
+        print(
+            f"{facts['episodes']} episodes, {facts['tokens']} tokens, of which"
+            f" {facts['trained']} trained ({facts['trained'] / facts['tokens']:.0%}),"
+            f" longest {max(facts['lengths'])}; {args.shape}: {facts['parameters'] / 1e6:.0f}M"
+            f" parameters, {args.dtype}; {args.threads} threads"
+        )
+        runs = [(args.python, "ours", mode) for mode in args.modes]
+        runs += [(args.trl_python, "trl", mode) for mode in args.trl_modes]
+        results = {(side, mode): run(args, folder, py, side, mode) for py, side, mode in runs}
+    for (side, mode), result in results.items():
+        print(f"\n{side} {mode} (torch {result['torch']}: {result['note']})")
+        print(line_of(args, facts, result))
+    compare(results)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trl-python", required=True, help="python of the environment with trl")
+    parser.add_argument("--python", default=sys.executable, help="python of our side")
+    parser.add_argument("--shape", choices=SHAPES, default="smol")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--micro-batch-tokens", type=int, default=4096)
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--size", choices=["tiny", "small", "full"], default="full")
+    parser.add_argument("--modes", nargs="+", default=["packed"], help="packed, padded")
+    parser.add_argument(
+        "--trl-modes",
+        nargs="+",
+        default=["packed:4096", "padded:4"],
+        help="packed:TOKENS of a row, padded:ROWS of a pass",
+    )
+    parser.add_argument("--trl-attention", default="sdpa")
+    parser.add_argument("--steps", type=int, default=3, help="the first is warm-up")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--peak-tflops", type=float, default=989, help="for MFU; H100, dense bf16")
+    parser.add_argument("--work", help="keep model and examples here")
+    return parser.parse_args()
+
+
+def prepare(args: argparse.Namespace, folder: Path) -> dict:
+    """Write model and examples; gives what is to be known of them."""
+    from step_ray.config import DatasetConfig, Recipe
+    from step_ray.dataset import build_examples, write_examples
+    from step_ray.render import Renderer
+    from step_ray.student import train_tokenizer
+
+    played = asyncio.run(play(folder / "games", args.batch_tokens // 200 + 4, args.size))
+    texts = [m.content for t in played for m in t.prompt]
+    texts += [x for t in played for s in t.steps for x in (s.text, s.observation or "")]
+    tokenizer = train_tokenizer(texts, 4096)
+    built, _ = build_examples(
+        played, Renderer(tokenizer, args.micro_batch_tokens), Recipe(), DatasetConfig()
+    )
+    chosen, tokens = [], 0
+    for example in built:
+        if tokens + len(example.input_ids) <= args.batch_tokens:
+            chosen.append(example)
+            tokens += len(example.input_ids)
+    write_examples(folder / "examples", chosen)
+    model = save_model(folder / "model", tokenizer, args)
+    return {
+        "episodes": len(chosen),
+        "tokens": tokens,
+        "lengths": [len(example.input_ids) for example in chosen],
+        "trained": sum(sum(example.loss_mask[1:]) for example in chosen),
+        **model,
+    }
+
+
+async def play(folder: Path, num_games: int, size: str) -> list:
+    """Episodes of generated games: the expert's, and the clumsy student's under the oracle."""
+    from step_ray.envs import make_env
+    from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
+    from step_ray.rollout import EpisodeSettings, run_episode
+    from step_ray.teacher import ExpertStudent, OracleTeacher
+    from step_ray.types import Source, Task
+
+    spec = GeneratorSpec(seed=5, split="train", num_games=num_games, size=size)
+    settings = EpisodeSettings(prompt="alfworld_v1", max_steps=60, max_corrections=20)
+    episodes = []
+    for number, path in enumerate(generate_games(spec, folder)):
+        task = Task(
+            task_id=f"alfworld/train/{path.parts[-3]}/{path.parts[-2]}",
+            env="alfworld",
+            split="train",
+            goal="",
+            params={"game": str(path)},
+        )
+        env = make_env("alfworld")
+        if number % 2:
+            student, source, teacher = ExpertStudent(task), Source.EXPERT, None
+        else:
+            student, source, teacher = (
+                clumsy(task),
+                Source.SELF_REFLECTED,
+                OracleTeacher("alfworld"),
+            )
+        episodes.append(
+            await run_episode(
+                task, env, student, settings=settings, source=source, teacher=teacher, seed=number
+            )
+        )
+    return episodes
+
+
+def clumsy(task):
+    """The expert, who does something at random in every third step."""
+    from step_ray.envs.alfworld.explorer import Explorer
+    from step_ray.teacher import ExpertStudent
+
+    class Clumsy(ExpertStudent):
+        def play(self, first, history, draw):
+            if random.Random(f"{draw}/slip").random() < 1 / 3:
+                return Explorer().play(first, history, draw)
+            return super().play(first, history, draw)
+
+    return Clumsy(task)
+
+
+def save_model(folder: Path, tokenizer, args: argparse.Namespace) -> dict:
+    """A Llama with random weights; gives what its FLOPs are counted from."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from step_ray.flops import shape_of
+
+    hidden, wide, layers, heads, key_heads, vocab, tied = SHAPES[args.shape]
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=vocab,
+        tie_word_embeddings=tied,
+        max_position_embeddings=8192,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=args.dtype,
+    )
+    torch.manual_seed(0)
+    with torch.device(args.device):
+        model = LlamaForCausalLM(config).to(getattr(torch, args.dtype))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "shape": shape_of(model)}
+
+
+def run(args: argparse.Namespace, folder: Path, python: str, side: str, mode: str) -> dict:
+    job = {
+        **{k: getattr(args, k) for k in ("dtype", "threads", "steps", "lr", "trl_attention")},
+        "micro_batch_tokens": args.micro_batch_tokens,
+        "gradient_checkpointing": args.gradient_checkpointing,
+        "cuda": args.device == "cuda",
+        "side": side,
+        "mode": mode,
+        "model": str(folder / "model"),
+        "examples": str(folder / "examples"),
+    }
+    done = subprocess.run([python, str(SIDES), json.dumps(job)], capture_output=True)
+    if done.returncode:
+        sys.exit(f"{side} {mode} failed:\n{done.stderr.decode(errors='replace')[-3000:]}")
+    return json.loads(done.stdout.decode().strip().splitlines()[-1])
+
+
+def seconds(result: dict, clock: str) -> float:
+    """The best step after warm-up."""
+    return min(step[clock] for step in result["steps"][WARM_UP:])
+
+
+def line_of(args: argparse.Namespace, facts: dict, result: dict) -> str:
+    from step_ray.flops import step_flops
+
+    wall, cpu = seconds(result, "wall_s"), seconds(result, "cpu_s")
+    flops = step_flops(facts["shape"], facts["lengths"], facts["trained"])
+    peak = f"peak {result['peak_mib']:.0f} MiB"
+    if args.device == "cuda":
+        rest = f"{peak} of GPU memory, MFU {flops / wall / args.peak_tflops / 1e12:.1%}"
+    else:
+        rest = f"{cpu:.2f} CPU s, {flops / cpu / 1e9:.0f} GFLOP per CPU s, {peak} RSS"
+        rest += f" ({result['rss_before_mib']:.0f} before the first step)"
+    return (
+        f"  {wall:.2f} s a step, {facts['tokens'] / wall:.0f} tokens/s,"
+        f" {facts['trained'] / wall:.0f} trained tokens/s, {rest}\n"
+        f"  losses {', '.join(f'{x:.6f}' for x in result['losses'])}"
+    )
+
+
+def compare(results: dict) -> None:
+    best = {}
+    for (side, mode), result in results.items():
+        if side not in best or seconds(result, "wall_s") < seconds(best[side][1], "wall_s"):
+            best[side] = (mode, result)
+    (our_mode, our), (their_mode, their) = best["ours"], best["trl"]
+    wall, cpu = (seconds(their, c) / seconds(our, c) for c in ("wall_s", "cpu_s"))
+    gap = max(abs(a - b) for a, b in zip(our["losses"], their["losses"], strict=True))
+    print(
+        f"\nours {our_mode} against trl {their_mode}: {wall:.2f} times the trained tokens/s by"
+        f" wall time, {cpu:.2f} by CPU time; {our['peak_mib'] / their['peak_mib']:.2f} times the"
+        f" peak memory; losses differ by {gap:.1e} at most"
+    )
+
+
+if __name__ == "__main__":
+    main()
