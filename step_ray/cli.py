@@ -110,8 +110,16 @@ def evaluate(
 
 
 @app.command()
-def report(config: ConfigPath, overrides: Overrides = None) -> None:
+def report(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    episodes: Annotated[
+        int | None,
+        typer.Option("--episodes", min=1, help="most of one agent in the viewer; default 2000"),
+    ] = None,
+) -> None:
     """Write the report from what the run folder has; what is missing is shown as not run."""
+    from step_ray.episodes import MOST_EPISODES
     from step_ray.summary import write_run_report
 
     resolved = load_config(config, overrides or ())
@@ -119,7 +127,7 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
         raise ConfigError(
             f"name: there is no run in {str(resolved.run_dir)!r}; start it with `step-ray run`"
         )
-    print(write_run_report(resolved, Console(highlight=False)))
+    print(write_run_report(resolved, Console(highlight=False), episodes or MOST_EPISODES))
 
 
 @app.command()

@@ -8,9 +8,9 @@ masking.py and by the training sets on disk.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from step_ray.config import BASE, Recipe, RunConfig
 from step_ray.masking import is_trained, steps_in_text, unwanted
@@ -18,6 +18,9 @@ from step_ray.report.episodes import ArmView, Group, write_episodes
 from step_ray.shards import read_table
 from step_ray.store import finished_ids, iter_trajectories
 from step_ray.types import Trajectory
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MOST_EPISODES = 2000
 """Of one folder in the file, unless asked for more."""

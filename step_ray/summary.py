@@ -5,12 +5,14 @@ of the HTML report. It computes no statistics itself.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from step_ray.config import BASE, RunConfig
+from step_ray.episodes import MOST_EPISODES, write_run_episodes
 from step_ray.evalreport import summarize
 from step_ray.report import ReportInputs, results_table, write_report, write_results
 from step_ray.runfolder import DONE, RunFolder, fingerprint
@@ -19,10 +21,17 @@ from step_ray.store import read_json, read_trajectories, write_json
 from step_ray.types import EvalReport, Trajectory
 
 
-def write_run_report(config: RunConfig, console: Console) -> Path:
-    """Write `report/index.html`, results.json, results.csv and summary.json; print the table."""
-    inputs = gather(config)
+def write_run_report(config: RunConfig, console: Console, most: int = MOST_EPISODES) -> Path:
+    """Write `report/index.html` and what lies beside it, and summary.json; print the table.
+
+    Args:
+        config: the run.
+        console: gets the table.
+        most: episodes of one folder in `episodes.html`.
+    """
     folder = config.run_dir / "report"
+    num_episodes = write_run_episodes(config, folder / "episodes.html", most)
+    inputs = replace(gather(config), num_episodes=num_episodes)
     write_report(folder / "index.html", inputs)
     write_results(folder, inputs)
     write_json(config.run_dir / "summary.json", read_json(folder / "results.json"))

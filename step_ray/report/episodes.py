@@ -27,6 +27,7 @@ from step_ray.types import Step, StepKind, Trajectory, Verdict
 
 EPISODES_PER_CHUNK = 16
 """Unpacked together: enough to compress well, little enough to open at once."""
+MARKED = tuple(kind for kind in StepKind if kind is not StepKind.ACT)
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
@@ -183,7 +184,7 @@ def row_of(trajectory: Trajectory) -> dict[str, Any]:
         "stop": trajectory.stop_reason.value,
         "reward": f"{trajectory.reward:g}",
         "steps": len(trajectory.steps),
-        "has": sorted({step.kind.value for step in trajectory.steps} - {StepKind.ACT.value}),
+        "has": [kind.value for kind in MARKED if any(s.kind is kind for s in trajectory.steps)],
     }
 
 

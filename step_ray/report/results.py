@@ -55,6 +55,8 @@ class ReportInputs:
     `num_examples` and `num_trained_tokens`."""
     task_types: Mapping[str, str] = field(default_factory=dict)
     """Evaluation task id -> task type, for the number of tasks of each type."""
+    num_episodes: int = 0
+    """Episodes in the viewer beside the page (report.episodes); 0: there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,7 @@ LAYERS: list[set[str]] = [
     {"judging"},
     {"teacher", "tasks", "student", "batching", "generation", "runfolder", "raysetup"},
     {"report.page", "rollout", "dataset", "learner", "agent_server"},
-    {"report.runs"},
+    {"report.runs", "report.episodes"},
     {"report", "runner", "train_loop", "serve", "viewer", "play"},
     {"data.flags", "data.files"},
     {"data.chats", "replay"},
@@ -51,7 +51,7 @@ LAYERS: list[set[str]] = [
     {"data.agenttraj", "data.export"},
     {"data.ingest"},
     {"data.commands"},
-    {"collect", "train", "serving"},
+    {"collect", "train", "serving", "episodes"},
     {"evaluate", "pretrain", "summary", "compare"},
     {"stages"},
     {"pipeline"},
@@ -79,7 +79,7 @@ LIGHT = {
     *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
     *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
-    *("report.charts", "envs", "envs.base"),
+    *("report.charts", "report.episodes", "episodes", "envs", "envs.base"),
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
 
