@@ -1,4 +1,4 @@
-"""Gathers the episodes of a run folder for the viewer: which ones, and what each arm trains of them.
+"""Gathers the episodes of a run folder for the viewer, with what each arm trains of them.
 
 Takes a config whose stages are done (or not), writes one HTML file (report/episodes.py). It reads
 episodes and training examples a few at a time, and decides nothing: what is trained is said by
@@ -101,7 +101,7 @@ def _group(
 
 
 def first_by_hash(ids: list[str], most: int) -> list[str]:
-    """At most `most` trajectory ids; those of one task stay together, all folders agree on tasks."""
+    """At most `most` trajectory ids, whole tasks first; all folders agree on the tasks."""
     if len(ids) <= most:
         return ids
 

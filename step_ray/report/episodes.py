@@ -124,7 +124,7 @@ def _sha256(text: str) -> str:
 def pack(value: Any) -> str:
     """JSON, gzip, base64; the same bytes for the same value."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
 
 
 class _Pages:
