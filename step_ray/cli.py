@@ -103,9 +103,23 @@ def collect(config: ConfigPath, overrides: Overrides = None, redo: Redo = False)
 
 @app.command()
 def evaluate(
-    config: ConfigPath, arm: Arm = "step", overrides: Overrides = None, redo: Redo = False
+    config: ConfigPath,
+    arm: Arm = "step",
+    overrides: Overrides = None,
+    redo: Redo = False,
+    base_url: Annotated[
+        str, typer.Option("--base-url", help="a model that is served there, instead of an arm")
+    ] = "",
+    model: Annotated[str, typer.Option("--model", help="its name there")] = "",
+    name: Annotated[str, typer.Option("--name", help="its name in the report")] = "",
+    api_key_env: Annotated[
+        str, typer.Option("--api-key-env", help="environment variable with its key")
+    ] = "",
 ) -> None:
     """Serve one model and let it play the held-out tasks."""
+    if base_url or model or name or api_key_env:
+        _outside(load_config(config, overrides or ()), base_url, model, name, api_key_env, redo)
+        return
     _stages(load_config(config, overrides or ()), (f"evaluate:{arm}",), redo, arm)
 
 
@@ -226,6 +240,18 @@ def _stages(
     if arm is not None and arm != "base" and arm not in config.arms:
         raise ConfigError(f"--arm: {arm!r} is not an arm; use one of {['base', *config.arms]}")
     run_stages(config, Reporter(), only=only, redo=redo)
+
+
+def _outside(
+    config: RunConfig, base_url: str, model: str, name: str, api_key_env: str, redo: bool
+) -> None:
+    from step_ray.outside import OutsideModel, evaluate_outside
+    from step_ray.progress import Reporter
+
+    if not (base_url and model):
+        raise ConfigError("--base-url and --model: give both, the address and the model there")
+    outside = OutsideModel(base_url=base_url, model=model, name=name, api_key_env=api_key_env)
+    evaluate_outside(config, outside, Reporter(), redo=redo)
 
 
 def run_as_job(command: str) -> None:

@@ -66,10 +66,13 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
     }
     if config.ray.address == "local":
         checks["resources of a local cluster"] = lambda: _local_resources(config, stages)
-    if teacher.kind == "llm":
+    # the tasks, and models that are served elsewhere, need neither teacher nor student
+    plays = any(not name.startswith(("tasks", "outside:")) for name in stages)
+    if plays and teacher.kind == "llm":
         checks[f"teacher {teacher.model} at {teacher.base_url}"] = teacher_answers
     # last, because a hub id without a network is tried several times
-    checks[f"student {config.student.init}"] = lambda: check_init(config.student.init)
+    if plays:
+        checks[f"student {config.student.init}"] = lambda: check_init(config.student.init)
     return [_check(what, function) for what, function in checks.items()]
 
 
@@ -102,6 +105,7 @@ def run(
     *,
     only: Sequence[str] | None = None,
     redo: bool = False,
+    more: Sequence[Stage] = (),
 ) -> None:
     """Do the stages that are not done; Ray is started if it has to be.
 
@@ -111,6 +115,7 @@ def run(
         only: names of the stages to do; what they need must be done. None: all stages.
         redo: make stages again whose settings have changed, instead of refusing; their old
             outputs are moved to `replaced/`.
+        more: stages beside those of the line.
 
     Raises:
         RunStateError: the folder holds a stage made with other settings, is in use, or lacks a
@@ -119,7 +124,7 @@ def run(
     """
     from step_ray.raysetup import connected
 
-    stages = build_stages(config)
+    stages = [*build_stages(config), *more]
     chosen = [s for s in stages if only is None or s.name in only]
     folder = RunFolder(config.run_dir)
     todo = [stage.name for stage in _to_do(folder, chosen, redo)]

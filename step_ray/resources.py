@@ -81,7 +81,8 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
     cpus = serve.cpus_per_replica if serve.engine == "transformers" else 0.0
     each = {"CPU": cpus, "GPU": serve.gpus_per_replica}
     replicas = Demand(key="serve.num_replicas", count=serve.num_replicas, each=each)
-    moments = [rollouts] if "expert" in stages else []
+    plays_alone = any(name == "expert" or name.startswith("outside:") for name in stages)
+    moments = [rollouts] if plays_alone else []
     if any(name == "collect" or name.startswith("evaluate:") for name in stages):
         moments.append([replicas, *rollouts])
     for name in stages:

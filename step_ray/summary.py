@@ -43,7 +43,8 @@ def gather(config: RunConfig) -> ReportInputs:
     """All that the run folder knows."""
     root = config.run_dir
     plain = config.model_dump(mode="json")
-    models = [BASE, *config.arms]
+    folders = (path.name for path in sorted((root / "evaluate").glob("*")) if path.is_dir())
+    models = list(dict.fromkeys([BASE, *config.arms, *folders]))
     played = {model: _trajectories(root / "evaluate" / model) for model in models}
     played = {model: trajectories for model, trajectories in played.items() if trajectories}
     datasets = {m: _json(root / "datasets" / m / "summary.json") for m in models}
@@ -61,7 +62,8 @@ def gather(config: RunConfig) -> ReportInputs:
 
 
 def _eval(config: RunConfig, model: str, trajectories: list[Trajectory]) -> EvalReport:
-    state = RunFolder(config.run_dir).state(f"evaluate:{model}")
+    is_own = model in (BASE, *config.arms)
+    state = RunFolder(config.run_dir).state(f"{'evaluate' if is_own else 'outside'}:{model}")
     seconds = state.summary["seconds"] if state.status == DONE else 0.0
     return summarize(
         model,

@@ -55,6 +55,7 @@ LAYERS: list[set[str]] = [
     {"evaluate", "pretrain", "summary", "compare"},
     {"stages"},
     {"pipeline"},
+    {"outside"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
@@ -79,7 +80,7 @@ LIGHT = {
     *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
     *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
-    *("report.charts", "report.episodes", "episodes", "envs", "envs.base"),
+    *("report.charts", "report.episodes", "episodes", "outside", "envs", "envs.base"),
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
 
