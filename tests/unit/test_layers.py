@@ -48,7 +48,7 @@ LAYERS: list[set[str]] = [
     {"data.flags", "data.files"},
     {"data.chats", "replay"},
     {"data.formats", "data.stats"},
-    {"data.agenttraj", "data.export"},
+    {"data.agenttraj", "data.export", "data.inspect_log"},
     {"data.ingest"},
     {"data.commands"},
     {"collect", "train", "serving", "episodes"},
@@ -78,7 +78,7 @@ LIGHT = {
     *("callcache", "meter", "judging", "masking"),
     *("progress", "runinfo", "stats", "show", "runfolder", "pipeline", "stages", "summary", "cli"),
     *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
-    *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
+    *("data.agenttraj", "data.export", "data.inspect_log", "data.ingest", "data.commands"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
     *("report.charts", "report.episodes", "episodes", "outside", "envs", "envs.base"),
 }
