@@ -6,15 +6,17 @@ masking.py and by the training sets on disk.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from step_ray.config import BASE, Recipe, RunConfig
 from step_ray.masking import is_trained, steps_in_text, unwanted
 from step_ray.report.episodes import ArmView, Group, write_episodes
+from step_ray.report.results import EpisodeCounts
 from step_ray.shards import read_table
 from step_ray.store import finished_ids, iter_trajectories
 from step_ray.types import Trajectory
@@ -36,8 +38,10 @@ USED_BY = {"collect": "self_reflected", "golden": "golden", "golden_collect": "g
 OTHER_REASON = "too long, nothing trained, or cut to match: counted under Training data"
 
 
-def write_run_episodes(config: RunConfig, path: Path, most: int = MOST_EPISODES) -> int:
-    """Write the viewer of a run and return the number of episodes in it; none: no file.
+def write_run_episodes(
+    config: RunConfig, path: Path, most: int = MOST_EPISODES
+) -> EpisodeCounts | None:
+    """Write the viewer of a run and say how many episodes it holds; of none there is no file.
 
     Args:
         config: the run.
@@ -48,7 +52,8 @@ def write_run_episodes(config: RunConfig, path: Path, most: int = MOST_EPISODES)
     tokens = Tokens(config.run_dir)
     groups = run_groups(config, tokens, most)
     if not groups:
-        return 0
+        path.unlink(missing_ok=True)
+        return None
     return write_episodes(
         path,
         run=config.name,
@@ -63,17 +68,16 @@ def run_groups(config: RunConfig, tokens: "Tokens", most: int) -> list[Group]:
     root = config.run_dir
     models = [BASE, *config.arms]
     played = {name: root / "evaluate" / name for name in [*models, *_folders(root / "evaluate")]}
-    groups = [
-        _group(root, folder, EVALUATION, name, most)
-        for name, folder in played.items()
-        if folder.is_dir()
+    trained = {name: root / "trajectories" / name for name in LABELS}
+    trained |= {name: root / "trajectories" / name for name in _folders(root / "trajectories")}
+    chosen = {folder: Chosen.of(folder, most) for folder in [*played.values(), *trained.values()]}
+    wanted = [trajectory_id for f in trained.values() for trajectory_id in chosen[f].ids]
+    arms = [ArmData(config, arm, tokens, wanted) for arm in models]
+    groups = [_group(root, f, (EVALUATION, name), chosen[f]) for name, f in played.items()]
+    groups += [
+        _group(root, f, LABELS.get(name, (COLLECTION, name)), chosen[f], arms)
+        for name, f in trained.items()
     ]
-    arms = [ArmData(config, arm, tokens) for arm in models]
-    for name in dict.fromkeys([*LABELS, *_folders(root / "trajectories")]):
-        folder = root / "trajectories" / name
-        if folder.is_dir():
-            kind, label = LABELS.get(name, (COLLECTION, name))
-            groups.append(_group(root, folder, kind, label, most, arms))
     return [group for group in groups if group.num_total]
 
 
@@ -81,21 +85,33 @@ def _folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if path.is_dir())
 
 
+class Chosen(NamedTuple):
+    """Which episodes of a folder are shown."""
+
+    ids: list[str]
+    num_total: int
+
+    @classmethod
+    def of(cls, folder: Path, most: int) -> "Chosen":
+        """Of all episodes of a folder, which may be missing, at most so many."""
+        ids = finished_ids(folder, retry=()).to_pylist()
+        return cls(first_by_hash(ids, most), len(ids))
+
+
 def _group(
-    root: Path, folder: Path, kind: str, label: str, most: int, arms: "list[ArmData] | None" = None
+    root: Path, folder: Path, names: tuple[str, str], chosen: Chosen, arms: Sequence["ArmData"] = ()
 ) -> Group:
-    ids = finished_ids(folder, retry=()).to_pylist()
-    chosen = first_by_hash(ids, most)
+    kind, label = names
 
     def views(trajectory: Trajectory) -> Mapping[str, ArmView]:
-        return {arm.name: arm.view(trajectory, folder.name) for arm in arms or ()}
+        return {arm.name: arm.view(trajectory, folder.name) for arm in arms}
 
     return Group(
         folder=folder.relative_to(root).as_posix(),
         kind=kind,
         label=label,
-        episodes=iter_trajectories(folder, ids=pa.array(chosen, pa.large_string())),
-        num_total=len(ids),
+        episodes=iter_trajectories(folder, ids=pa.array(chosen.ids, pa.large_string())),
+        num_total=chosen.num_total,
         views=views,
     )
 
@@ -113,15 +129,17 @@ def first_by_hash(ids: list[str], most: int) -> list[str]:
 
 
 class ArmData:
-    """One arm: its policy, and its training set where it is built."""
+    """One arm: its policy, and of its training set, where it is built, the examples wanted."""
 
-    def __init__(self, config: RunConfig, name: str, tokens: "Tokens") -> None:
+    def __init__(
+        self, config: RunConfig, name: str, tokens: "Tokens", wanted: Sequence[str]
+    ) -> None:
         self.name = name
         self._config = config.dataset
         self._recipe = Recipe(init="student") if name == BASE else config.arms[name]
         self._tokens = tokens
         file = config.run_dir / "datasets" / name / "examples.parquet"
-        self._table = read_table(file) if file.is_file() else None
+        self._table = _examples(file, wanted) if file.is_file() else None
         self._rows: dict[str, list[int]] = {}
         ids = self._table["trajectory_id"].to_pylist() if self._table else []
         for row, trajectory_id in enumerate(ids):
@@ -168,6 +186,12 @@ class ArmData:
         if self._table is None:
             return "the training set is not built"
         return unwanted(trajectory, self._config) or OTHER_REASON
+
+
+def _examples(file: Path, wanted: Sequence[str]) -> pa.Table:
+    """The examples of these trajectories, as often as they are in a training set."""
+    table = read_table(file)
+    return table.filter(pc.is_in(table["trajectory_id"], pa.array(wanted, pa.string())))
 
 
 def token_marks(trained: list[bool], errors: list[bool]) -> str:

@@ -30,8 +30,8 @@ def write_run_report(config: RunConfig, console: Console, most: int = MOST_EPISO
         most: episodes of one folder in `episodes.html`.
     """
     folder = config.run_dir / "report"
-    num_episodes = write_run_episodes(config, folder / "episodes.html", most)
-    inputs = replace(gather(config), num_episodes=num_episodes)
+    episodes = write_run_episodes(config, folder / "episodes.html", most)
+    inputs = replace(gather(config), episodes=episodes)
     write_report(folder / "index.html", inputs)
     write_results(folder, inputs)
     write_json(config.run_dir / "summary.json", read_json(folder / "results.json"))

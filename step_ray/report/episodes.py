@@ -22,6 +22,7 @@ from markupsafe import Markup
 from step_ray.behaviour import is_invalid
 from step_ray.evalreport import outcome
 from step_ray.report.page import environment, split_reflection
+from step_ray.report.results import EpisodeCounts
 from step_ray.store import atomic
 from step_ray.types import Step, StepKind, Trajectory, Verdict
 
@@ -74,8 +75,8 @@ def write_episodes(
     run_dir: str,
     groups: Sequence[Group],
     vocabulary: Callable[[], Mapping[int, str]],
-) -> int:
-    """Write the viewer, whole or not at all, and return the number of episodes in it.
+) -> EpisodeCounts:
+    """Write the viewer, whole or not at all, and say how many episodes it holds.
 
     Args:
         path: the HTML file.
@@ -102,7 +103,7 @@ def write_episodes(
     )
     with atomic(path) as temp, temp.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(parts)
-    return len(pages.rows)
+    return EpisodeCounts(len(pages.rows), sum(group.num_total for group in groups))
 
 
 def content_policy(script: str, style: str) -> str:

@@ -65,7 +65,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             datasets=inputs.datasets,
             dataset_lines=dataset_lines(inputs.datasets),
             costs=cost_lines(inputs),
-            num_episodes=inputs.num_episodes,
+            episodes=inputs.episodes,
             examples=[example_view(t, mask_suboptimal) for t in pick_examples(inputs.collection)],
         )
     )

@@ -80,13 +80,17 @@ function fillFilters() {
 }
 
 function showLeftOut() {
-  for (const group of index.groups.filter((g) => g.shown < g.total)) {
-    const numbers = `${group.label}: ${group.shown.toLocaleString("en")} of ${count(group.total, "episode")}`;
-    byId("left-out").append(el("p", { class: "note warn" },
-      `${numbers} are in this file, those whose task ids come first by a hash. The others: `,
-      el("code", {}, `step-ray show ${index.runDir}/${group.folder} --id TASK`),
-      ", or all of them here: ", el("code", {}, "step-ray report CONFIG --episodes N"), "."));
-  }
+  const partly = index.groups.filter((group) => group.shown < group.total);
+  if (!partly.length) return;
+  const total = index.groups.reduce((sum, group) => sum + group.total, 0);
+  const number = (value) => value.toLocaleString("en");
+  byId("left-out").append(
+    el("summary", {}, `${number(index.episodes.length)} of ${number(total)} episodes of the run are in this file. Where is the rest?`),
+    el("p", {}, "Of each agent, the tasks that come first by a hash of their id are here. ",
+      el("code", {}, "step-ray report CONFIG --episodes N"), " takes in more; of the others, these print one:"),
+    el("ul", {}, ...partly.map((group) => el("li", {}, `${group.label}, ${number(group.shown)} of ${number(group.total)}: `,
+      el("code", {}, `step-ray show ${index.runDir}/${group.folder} --id TASK`)))));
+  byId("left-out").hidden = false;
 }
 
 function passesBoth(number, wanted) {

@@ -103,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         path = Path(folder) / "episodes.html"
         start = time.perf_counter()
-        number = write_episodes(
+        number, _ = write_episodes(
             path,
             run="bench",
             run_dir=folder,

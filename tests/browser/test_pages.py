@@ -177,7 +177,7 @@ def test_hostile_text_is_shown_and_does_nothing(open_page, tmp_path):
     assert page.locator("#panes .context").last.text_content() == f"observation{HOSTILE}"
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 4
-    assert "1 of 2 episodes are in this file" in page.locator("#left-out").inner_text()
+    assert "1 of 2 episodes of the run are in this file" in page.inner_text("#left-out")
 
 
 def test_the_policy_stops_what_the_script_does_not_do(chromium, report):

@@ -63,7 +63,7 @@ class Page(HTMLParser):
 def page(tmp_path_factory):
     config = write_small_run(small_config(tmp_path_factory.mktemp("runs")))
     path = config.run_dir / "report" / "episodes.html"
-    assert write_run_episodes(config, path) == 8
+    assert write_run_episodes(config, path) == (8, 8)
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -229,7 +229,7 @@ def test_a_large_folder_is_shown_in_part_and_says_so(tmp_path):
     for arm in ("base", "step"):
         write_shard(config.run_dir / "evaluate" / arm, [played(n, "look") for n in names])
     path = tmp_path / "episodes.html"
-    assert write_run_episodes(config, path, most=4) == 8
+    assert write_run_episodes(config, path, most=4) == (8, 18)
     index = Page(path.read_text(encoding="utf-8")).unpacked("index")
     assert [(g["shown"], g["total"]) for g in index["groups"]] == [(4, 9), (4, 9)]
     tasks = [row["task"] for row in index["episodes"]]
@@ -247,7 +247,8 @@ def test_seeds_of_a_task_stay_together_and_folders_agree_on_tasks():
 
 def test_a_run_without_episodes_gets_no_file(tmp_path):
     path = tmp_path / "episodes.html"
-    assert write_run_episodes(small_config(tmp_path), path) == 0
+    path.write_text("of an earlier state")
+    assert write_run_episodes(small_config(tmp_path), path) is None
     assert not path.exists()
 
 

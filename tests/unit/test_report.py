@@ -27,6 +27,7 @@ from step_ray.report.page import (
     pick_examples,
     split_reflection,
 )
+from step_ray.report.results import EpisodeCounts
 from step_ray.stats import mean_interval, wilson_interval
 from step_ray.types import (
     EvalReport,
@@ -152,11 +153,11 @@ def test_page_needs_no_network_and_has_no_script(tmp_path):
 
 
 def test_a_viewer_beside_the_page_is_linked_and_only_then(tmp_path):
-    page = render(tmp_path, replace(full_inputs(), num_episodes=1200))
+    page = render(tmp_path, replace(full_inputs(), episodes=EpisodeCounts(1200, 3000)))
     arms = ["base", "step"]
     links = [f"episodes.html#agent=evaluate/{arm}" for arm in arms]
     assert page.links == ["data:,", "episodes.html", *links]
-    assert "1,200 episodes" in page.text
+    assert "1,200 of 3,000 episodes" in page.text
     assert "script" not in page.tags
 
 
