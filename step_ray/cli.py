@@ -138,16 +138,35 @@ def evaluate(
     overrides: Overrides = None,
     redo: Redo = False,
     retry_errors: RetryErrors = False,
+    base_url: Annotated[
+        str, typer.Option("--base-url", help="a model that is served there, instead of an arm")
+    ] = "",
+    model: Annotated[str, typer.Option("--model", help="its name there")] = "",
+    name: Annotated[str, typer.Option("--name", help="its name in the report")] = "",
+    api_key_env: Annotated[
+        str, typer.Option("--api-key-env", help="environment variable with its key")
+    ] = "",
 ) -> None:
     """Serve one model and let it play the held-out tasks."""
+    if base_url or model or name or api_key_env:
+        outside = _load(config, overrides, assignments, retry_errors)
+        _outside(outside, base_url, model, name, api_key_env, redo)
+        return
     _stages(_load(config, overrides, assignments, retry_errors), (f"evaluate:{arm}",), redo, arm)
 
 
 @app.command()
 def report(
-    config: ConfigPath, assignments: Assignments = None, overrides: Overrides = None
+    config: ConfigPath,
+    assignments: Assignments = None,
+    overrides: Overrides = None,
+    episodes: Annotated[
+        int | None,
+        typer.Option("--episodes", min=1, help="most of one agent in the viewer; default 2000"),
+    ] = None,
 ) -> None:
     """Write the report from what the run folder has; what is missing is shown as not run."""
+    from step_ray.episodes import MOST_EPISODES
     from step_ray.summary import write_run_report
 
     resolved = _load(config, overrides, assignments)
@@ -155,7 +174,7 @@ def report(
         raise ConfigError(
             f"name: there is no run in {str(resolved.run_dir)!r}; start it with `step-ray run`"
         )
-    print(write_run_report(resolved, Console(highlight=False)))
+    print(write_run_report(resolved, Console(highlight=False), episodes or MOST_EPISODES))
 
 
 @app.command()
@@ -295,6 +314,18 @@ def _stages(
     if arm is not None and arm != "base" and arm not in config.arms:
         raise ConfigError(f"--arm: {arm!r} is not an arm; use one of {['base', *config.arms]}")
     run_stages(config, reporter_for(config), only=only, redo=redo)
+
+
+def _outside(
+    config: RunConfig, base_url: str, model: str, name: str, api_key_env: str, redo: bool
+) -> None:
+    from step_ray.logs import reporter_for
+    from step_ray.outside import OutsideModel, evaluate_outside
+
+    if not (base_url and model):
+        raise ConfigError("--base-url and --model: give both, the address and the model there")
+    outside = OutsideModel(base_url=base_url, model=model, name=name, api_key_env=api_key_env)
+    evaluate_outside(config, outside, reporter_for(config), redo=redo)
 
 
 def run_as_job(command: str) -> None:

@@ -39,7 +39,7 @@ def summarize(
         DataError: no trajectories, or one twice.
     """
     _check_unique(model, trajectories)
-    groups = Counter(_outcome(t) for t in trajectories)
+    groups = Counter(outcome(t) for t in trajectories)
     num = len(trajectories)
     by_type: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
@@ -79,7 +79,8 @@ def _check_unique(model: str, trajectories: Sequence[Trajectory]) -> None:
         raise DataError(f"evaluation: {model!r} has trajectory {name!r} {count} times; keep one")
 
 
-def _outcome(trajectory: Trajectory) -> str:
+def outcome(trajectory: Trajectory) -> str:
+    """`success`, `error`, `truncated` or `failed`: as what an episode is counted."""
     if trajectory.success:
         return "success"
     if trajectory.stop_reason in ERROR_STOPS:

@@ -35,7 +35,7 @@ def evaluate(
         base_url: OpenAI-compatible endpoint.
         tasks_file: task manifest.
         out_dir: folder of the trajectories; what is there is kept.
-        api_key_env: environment variable with the endpoint's key.
+        api_key_env: environment variable with the endpoint's key; empty: none is sent.
         on_episode: called for each finished episode, those on disk first.
         on_begin: called between these and those that are played now.
 
@@ -45,9 +45,7 @@ def evaluate(
     plan = EpisodePlan.from_config(
         config,
         Source.STUDENT,
-        student=Address(
-            base_url=base_url, model=model, api_key_env=api_key_env or config.serve.api_key_env
-        ),
+        student=Address(base_url=base_url, model=model, api_key_env=api_key_env),
         temperature=config.evaluate.temperature,
         episodes_per_actor=config.evaluate.concurrency,
     )

@@ -66,15 +66,18 @@ def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) ->
     if config.ray.address == "local":
         checks["resources of a local cluster"] = lambda: _local_resources(config, stages)
     asks = ask and "collect" in stages
-    if teacher.kind == "llm":
+    # the tasks, and models that are served elsewhere, need neither teacher nor student
+    plays = any(not name.startswith(("tasks", "outside:")) for name in stages)
+    if plays and teacher.kind == "llm":
         checks[f"teacher {teacher.model} at {teacher.base_url}"] = lambda: _teacher(config, asks)
     given = config.collect.endpoint
-    if given is not None:
+    if plays and given is not None:
         checks[f"student {given.model} at {given.base_url}"] = lambda: _student(config, asks)
     # last, because a hub id without a network is tried several times
     student = config.student
     chat = ChatSettings.of(student)
-    checks[f"student {student.init}"] = lambda: check_student(student.init, chat)
+    if plays:
+        checks[f"student {student.init}"] = lambda: check_student(student.init, chat)
     return [_check(what, function) for what, function in checks.items()]
 
 
@@ -134,6 +137,7 @@ def run(
     *,
     only: Sequence[str] | None = None,
     redo: bool = False,
+    more: Sequence[Stage] = (),
 ) -> None:
     """Do the stages that are not done; Ray is started if it has to be.
 
@@ -143,6 +147,7 @@ def run(
         only: names of the stages to do; what they need must be done. None: all stages.
         redo: make stages again whose settings have changed, instead of refusing; their old
             outputs are moved to `replaced/`.
+        more: stages beside those of the line.
 
     Raises:
         RunStateError: the folder holds a stage made with other settings, is in use, or lacks a
@@ -151,7 +156,7 @@ def run(
     """
     from step_ray.raysetup import connected
 
-    stages = build_stages(config)
+    stages = [*build_stages(config), *more]
     chosen = [s for s in stages if only is None or s.name in only]
     folder = RunFolder(config.run_dir)
     todo = [stage.name for stage in _to_do(folder, chosen, redo, config.collect.retry_errors)]

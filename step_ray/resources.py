@@ -141,7 +141,8 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
     # a student behind an address takes nothing of this cluster
     is_collecting = "collect" in stages and config.collect.endpoint is None
     is_serving_student = is_collecting or "own" in stages
-    plays_alone = "expert" in stages or ("collect" in stages and not is_collecting)
+    plays_alone = any(name == "expert" or name.startswith("outside:") for name in stages)
+    plays_alone |= "collect" in stages and not is_collecting
     moments = [rollouts] if plays_alone else []
     if is_serving_student or any(name.startswith("evaluate:") for name in stages):
         moments.append([replicas, *rollouts])

@@ -221,6 +221,7 @@ def _evaluate(config: RunConfig, model: str) -> Stage:
                 base_url=endpoint.base_url,
                 tasks_file=context.root / "tasks/evaluate.parquet",
                 out_dir=context.root / "evaluate" / model,
+                api_key_env=config.serve.api_key_env,
                 on_episode=shown.add,
                 on_begin=shown.begin,
             )

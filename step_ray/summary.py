@@ -5,12 +5,14 @@ of the HTML report. It computes no statistics itself.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from step_ray.config import BASE, RunConfig
+from step_ray.episodes import MOST_EPISODES, write_run_episodes
 from step_ray.evalreport import summarize
 from step_ray.report import (
     CollectionCounts,
@@ -25,10 +27,17 @@ from step_ray.store import iter_trajectories, read_json, read_trajectories, writ
 from step_ray.types import EvalReport, Trajectory
 
 
-def write_run_report(config: RunConfig, console: Console) -> Path:
-    """Write `report/index.html`, results.json, results.csv and summary.json; print the table."""
-    inputs = gather(config)
+def write_run_report(config: RunConfig, console: Console, most: int = MOST_EPISODES) -> Path:
+    """Write `report/index.html` and what lies beside it, and summary.json; print the table.
+
+    Args:
+        config: the run.
+        console: gets the table.
+        most: episodes of one folder in `episodes.html`.
+    """
     folder = config.run_dir / "report"
+    episodes = write_run_episodes(config, folder / "episodes.html", most)
+    inputs = replace(gather(config), episodes=episodes)
     write_report(folder / "index.html", inputs)
     write_results(folder, inputs)
     write_json(config.run_dir / "summary.json", read_json(folder / "results.json"))
@@ -40,7 +49,8 @@ def gather(config: RunConfig) -> ReportInputs:
     """All that the run folder knows."""
     root = config.run_dir
     plain = config.model_dump(mode="json")
-    models = [BASE, *config.arms]
+    folders = (path.name for path in sorted((root / "evaluate").glob("*")) if path.is_dir())
+    models = list(dict.fromkeys([BASE, *config.arms, *folders]))
     played = {model: _trajectories(root / "evaluate" / model) for model in models}
     played = {model: trajectories for model, trajectories in played.items() if trajectories}
     datasets = {m: _json(root / "datasets" / m / "summary.json") for m in models}
@@ -60,7 +70,8 @@ def gather(config: RunConfig) -> ReportInputs:
 
 
 def _eval(config: RunConfig, model: str, trajectories: list[Trajectory]) -> EvalReport:
-    state = RunFolder(config.run_dir).state(f"evaluate:{model}")
+    is_own = model in (BASE, *config.arms)
+    state = RunFolder(config.run_dir).state(f"{'evaluate' if is_own else 'outside'}:{model}")
     seconds = state.summary["seconds"] if state.status == DONE else 0.0
     return summarize(
         model,

@@ -1,4 +1,4 @@
-"""`step-ray data stats | export | import` and `step-ray replay`: flags in, counts out.
+"""`step-ray data stats | export | inspect | import` and `step-ray replay`: flags in, counts out.
 
 Thin: each command reads its flags, calls one module and prints what became of every record.
 """
@@ -111,6 +111,18 @@ def export_command(
     print(f"{out}: {done.num_written} of {done.num_trajectories} trajectories")
     print(f"dropped: {listed(done.dropped) or 'none'}")
     print(f"turns of the agent: {done.num_trained} trained, {done.num_masked} masked")
+
+
+@app.command("inspect")
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="evaluation, e.g. runs/demo/evaluate/step")],
+    out: Annotated[Path, typer.Argument(help="file to write, .eval or .json")],
+) -> None:
+    """Write an evaluation as a log of Inspect AI, for `inspect view` (extra `inspect`)."""
+    from step_ray.data.inspect_log import write_inspect_log
+
+    num = write_inspect_log(path, out)
+    print(f"{out}: {num} samples")
 
 
 @app.command("import")

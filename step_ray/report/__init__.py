@@ -1,8 +1,8 @@
 """The report of a run: one self-contained HTML file, a terminal table, results.json and .csv.
 
 `results` compares the arms, `collection` counts its episodes, `charts` turns losses into
-coordinates, `page` renders the HTML. All take plain data (`ReportInputs`), read no run folder and
-never invent a number: what was not measured is shown as "not run".
+coordinates, `page` renders the HTML, `episodes` a second file with every episode. All take plain
+data, read no run folder and never invent a number: what was not measured is shown as "not run".
 """
 
 from step_ray.report.collection import CollectionCounts

@@ -71,6 +71,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             datasets=inputs.datasets,
             dataset_lines=dataset_lines(inputs.datasets),
             costs=cost_lines(inputs),
+            episodes=inputs.episodes,
             examples=[example_view(t, mask_suboptimal) for t in inputs.collection.examples()],
         )
     )

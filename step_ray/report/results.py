@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from rich import box
 from rich.table import Table
@@ -34,6 +34,13 @@ COLUMNS = ("success %", "vs base", "vs golden_only", "score", "steps", "error")
 
 Comparison: TypeAlias = PairedDifference | str
 """A paired difference, or the words that stand in its place."""
+
+
+class EpisodeCounts(NamedTuple):
+    """How much of a run its episode viewer holds."""
+
+    num_shown: int
+    num_total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,8 @@ class ReportInputs:
     `num_examples` and `num_trained_tokens`."""
     task_types: Mapping[str, str] = field(default_factory=dict)
     """Evaluation task id -> task type, for the number of tasks of each type."""
+    episodes: EpisodeCounts | None = None
+    """Of the viewer beside the page (report.episodes); None: there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

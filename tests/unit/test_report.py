@@ -35,6 +35,7 @@ from step_ray.report.page import (
     split_reflection,
     validation_lines,
 )
+from step_ray.report.results import EpisodeCounts
 from step_ray.stats import mean_interval, wilson_interval
 from step_ray.types import (
     EvalReport,
@@ -159,6 +160,15 @@ def test_page_needs_no_network_and_has_no_script(tmp_path):
     assert not re.search(r"@import|url\(|<script|(src|href)\s*=\s*[\"']?https?:", html, re.I)
 
 
+def test_a_viewer_beside_the_page_is_linked_and_only_then(tmp_path):
+    page = render(tmp_path, replace(full_inputs(), episodes=EpisodeCounts(1200, 3000)))
+    arms = ["base", "step"]
+    links = [f"episodes.html#agent=evaluate/{arm}" for arm in arms]
+    assert page.links == ["data:,", "episodes.html", *links]
+    assert "1,200 of 3,000 episodes" in page.text
+    assert "script" not in page.tags
+
+
 def test_script_in_an_observation_stays_text(tmp_path):
     attack = "</div><script>alert(1)</script>"
     page = render(
@@ -186,7 +196,8 @@ def test_untrusted_text_adds_no_tags(tmp_path, text):
         verdict = Verdict(label=VerdictLabel.ERROR, error_type=text)
         steps = (
             make_step(text, text, StepKind.ERROR, verdict=verdict),
-            make_step(f"Thought: {text}", kind=StepKind.CORRECTION, index=1, reflection=text),
+            # no other text around the reflection, in which it might be found
+            make_step(text, kind=StepKind.CORRECTION, index=1, reflection=text),
         )
         return ReportInputs(
             run={"name": text, text: text},
