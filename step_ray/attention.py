@@ -73,7 +73,9 @@ def documents_attention(
     unknown = [name for name, value in others.items() if value is not None and name not in HARMLESS]
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     if unknown or not causal or attention_mask is not None:
-        raise Unsupported(f"{type(module).__name__} uses {unknown or 'a mask of its own'}")
+        raise Unsupported(
+            f"{type(module).__name__} uses {', '.join(unknown) or 'a mask of its own'}"
+        )
     if cu_seq_lens_q is None or max_length_q is None or len(query_1QTD) != 1:
         raise Unsupported(f"{type(module).__name__} does not hand on where documents end")
     if sliding_window is None and _slides(module):

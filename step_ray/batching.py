@@ -22,8 +22,6 @@ from step_ray.errors import DataError, boundary
 from step_ray.loss import num_trained_per_row, trained_positions
 
 COLUMNS = ("input_ids", "loss_mask")
-TOKENIZER_FOLDER = "tokenizer"
-"""Beside the examples: the tokenizer, with the chat template, that rendered them."""
 Lengths = Sequence[int] | Mapping[int, int]
 
 

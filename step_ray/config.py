@@ -17,6 +17,7 @@ from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
 from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.teacher_config import Price, TeacherConfig
+from step_ray.train_config import TrainConfig
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names that are folders of a run."""
@@ -73,40 +74,6 @@ class TasksConfig(Section):
     eval_split: str = "valid_unseen"
 
 
-class TrainConfig(Section):
-    """Masked supervised fine-tuning."""
-
-    num_workers: int = Field(default=1, ge=1)
-    cpus_per_worker: int = Field(default=1, ge=1)
-    """CPUs and torch threads of a worker."""
-    use_gpu: bool = False
-    strategy: Literal["ddp", "fsdp2"] = "ddp"
-    epochs: int = Field(default=3, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    warmup_fraction: float = Field(default=0.03, ge=0, le=1)
-    """Share of the steps with rising learning rate; then cosine to 10 % of the peak."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    batch_tokens: int = Field(default=4096, ge=64)
-    """Tokens of one optimizer step, over all workers and accumulation."""
-    micro_batch_tokens: int = Field(default=4096, ge=64)
-    """Tokens of one forward pass on one worker (padding included)."""
-    packing: Literal["auto", "padded", "packed"] = "auto"
-    """`packed`: examples end to end in one row, each attending to itself only; `padded`: one
-    example a row; `auto`: packed if a trial on the model shows that its documents do not mix."""
-    loss_chunk: int = Field(default=0, ge=0)
-    """Trained tokens whose logits are in memory at once; 0: derived from the vocabulary."""
-    autocast: Literal["none", "bfloat16"] = "none"
-    gradient_checkpointing: bool = False
-    lora_rank: int = Field(default=0, ge=0)
-    """0: full fine-tuning; else a LoRA of this rank on the linear layers, merged at export."""
-    lora_alpha: float = Field(default=16.0, gt=0)
-    checkpoint_every: int = Field(default=200, ge=1)
-    """Optimizer steps between checkpoints."""
-    max_failures: int = Field(default=2, ge=0)
-    """Worker failures that are survived by restarting from the last checkpoint."""
-
-
 class CollectConfig(Section):
     """Rollouts of the base agent under the teacher."""
 
@@ -127,6 +94,20 @@ class CollectConfig(Section):
     max_error_share: float = Field(default=0.05, ge=0, lt=1)
     """A stage of episodes (evaluation too) fails if a larger share ends by a fault of the machinery
     (env_error, llm_error, teacher_error, timeout); a rerun plays these episodes again."""
+
+
+class OwnConfig(Section):
+    """Rollouts of the base agent alone on U2, made when an arm asks for `own_success`."""
+
+    num_samples: int = Field(default=4, ge=1)
+    """Episodes per task, each with a seed of its own."""
+    temperature: float = Field(default=0.7, ge=0)
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "OwnConfig":
+        if self.num_samples > 1 and not self.temperature:
+            raise ValueError("temperature 0 plays every sample alike; raise it or num_samples: 1")
+        return self
 
 
 class ServeConfig(Section):
@@ -180,6 +161,7 @@ class RunConfig(Section):
     train_arm: dict[str, Any] = Field(default={})
     """Fields of `train` that differ for the arms (after the base agent)."""
     collect: CollectConfig = CollectConfig()
+    own: OwnConfig = OwnConfig()
     dataset: DatasetConfig = DatasetConfig()
     arms: dict[str, Recipe] = Field(
         default={
@@ -221,6 +203,24 @@ class RunConfig(Section):
                 raise ValueError(f"arms: the name {name!r} is taken; rename the arm")
             if not re.fullmatch(NAME, name):
                 raise ValueError(f"arms: {name!r} is no folder name; use letters, digits and . _ -")
+        return self
+
+    @model_validator(mode="after")
+    def _best_needs_a_validation(self) -> "RunConfig":
+        for key, train in (("train", self.train), ("train_arm", self.arm_train())):
+            if train.select == "best" and not self.dataset.holds_out:
+                raise ValueError(
+                    f"{key}.select: 'best' needs a validation loss; set dataset.validation_share"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _base_agent_is_whole(self) -> "RunConfig":
+        if self.train.lora_rank and self.train.export == "adapter":
+            raise ValueError(
+                "train.export: the base agent is what arms start from and what is served; use"
+                " 'merged' there (train_arm may export adapters)"
+            )
         return self
 
     def arm_train(self) -> TrainConfig:

@@ -18,7 +18,9 @@ from step_ray.masking import (
     LOW_REWARD,
     NOT_SUCCESSFUL,
     NOTHING_TRAINED,
+    SAME_ROLLOUT,
     TOO_LONG,
+    distinct,
     is_trained,
     steps_in_text,
     unwanted,
@@ -109,6 +111,8 @@ class Sources:
     """Expert trajectories of U2."""
     self_reflected: Sequence[Trajectory] = ()
     """Student and teacher on U2."""
+    own_success: Sequence[Trajectory] = ()
+    """The student alone on U2, several times per task; what failed is dropped, whatever `keep`."""
 
 
 def build_examples(
@@ -141,8 +145,11 @@ def build_dataset(
         DataError: nothing is left to train on; the line names the sources and their counts.
         TemplateError: see `build_examples`.
     """
-    names = ("golden", "golden_collect", "self_reflected")
-    built = {n: build_examples(getattr(sources, n), renderer, recipe, config) for n in names}
+    built = {
+        name: build_examples(getattr(sources, name), renderer, recipe, config)
+        for name in ("golden", "golden_collect", "self_reflected")
+    }
+    built["own_success"] = _build_own(sources.own_success, renderer, recipe, config)
     parts = {name: examples for name, (examples, _) in built.items()}
     chosen = select_for_recipe(recipe, **parts, seed=seed)
     used = [summary for name, (_, summary) in built.items() if getattr(recipe, name)]
@@ -152,9 +159,41 @@ def build_dataset(
     dropped = sum((Counter(summary.dropped) for summary in used), Counter())
     num_built = sum(summary.num_examples for summary in used)
     dropped[CUT_TO_MATCH] = num_built - len(set(map(id, chosen)))
-    empty = tuple(name for name in names if getattr(recipe, name) and not parts[name])
+    empty = tuple(name for name in built if getattr(recipe, name) and not parts[name])
     summary = replace(summarize(chosen, +dropped), empty_sources=empty)
     return chosen, _with_match(summary, recipe, parts, chosen)
+
+
+def build_validation(
+    held_out: Sequence[Trajectory], renderer: Renderer, config: DatasetConfig
+) -> tuple[list[Example], DatasetSummary]:
+    """The validation set: the same filter, and errors masked whatever the arm trains.
+
+    So all arms are measured on the same tokens, and the masked error tokens are there for those,
+    too, that train on errors.
+
+    Raises:
+        DataError: nothing of it is left.
+        TemplateError: see `build_examples`.
+    """
+    examples, summary = build_examples(held_out, renderer, Recipe(), config)
+    if not examples:
+        raise DataError(
+            f"dataset: no validation example ({_count_line('held out', summary)});"
+            " raise dataset.validation_tasks or set dataset.keep: all"
+        )
+    return examples, summary
+
+
+def _build_own(
+    own: Sequence[Trajectory], renderer: Renderer, recipe: Recipe, config: DatasetConfig
+) -> tuple[list[Example], DatasetSummary]:
+    """Rejection sampling: successes only (or by reward, as configured), equal ones once."""
+    kept, num_same = distinct(own)
+    only_success = config.model_copy(update={"keep": "success"})
+    examples, summary = build_examples(kept, renderer, recipe, only_success)
+    dropped = Counter(summary.dropped) + Counter({SAME_ROLLOUT: num_same})
+    return examples, summarize(examples, dropped)
 
 
 def select_for_recipe(
@@ -162,6 +201,7 @@ def select_for_recipe(
     golden: Sequence[Example],
     golden_collect: Sequence[Example],
     self_reflected: Sequence[Example],
+    own_success: Sequence[Example] = (),
     *,
     seed: int,
 ) -> list[Example]:
@@ -178,7 +218,8 @@ def select_for_recipe(
     pool = [*(golden if recipe.golden else ()), *collect]
     if recipe.match == "trained_tokens":
         pool = _fill(_shuffled(pool, seed), _num_trained([*golden, *self_reflected]))
-    return [*pool, *(self_reflected if recipe.self_reflected else ())]
+    pool += self_reflected if recipe.self_reflected else ()
+    return [*pool, *(own_success if recipe.own_success else ())]
 
 
 def summarize(examples: Sequence[Example], dropped: Mapping[str, int]) -> DatasetSummary:

@@ -83,10 +83,14 @@ def choose_head(
             trained_nll(model, one, inputs, positions_N, targets_N)
             for one in (replace(head, chunk=0), replace(head, chunk=min(head.chunk, TRIAL_CHUNK)))
         )
-        half = torch.finfo(base.dtype).bits < 32 or torch.is_autocast_enabled(device.type)
+        limit = TRIAL_HALF if computes_in_half(base, device) else TRIAL_FLOAT
     model.train(was_training)
-    limit = TRIAL_HALF if half else TRIAL_FLOAT
     return head if abs(whole - chunked) <= limit * abs(whole) else replace(head, chunk=0)
+
+
+def computes_in_half(base: Any, device: torch.device) -> bool:
+    """Whether a model computes in 16 bits here: by its weights, or because autocast is on."""
+    return torch.finfo(base.dtype).bits < 32 or torch.is_autocast_enabled(device.type)
 
 
 def find_head(base: Any, *, chunk: int, device: torch.device) -> Head:

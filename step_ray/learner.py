@@ -109,7 +109,8 @@ class Learner:
         """Share of the positions of a global batch's passes that hold no token, over all ranks."""
         if self.layout.packed:
             return 0.0
-        return padding_share(self._shares(examples, batch), examples.lengths.tolist())
+        lengths = {i: int(examples.lengths[i]) for i in batch}
+        return padding_share(self._shares(examples, batch), lengths)
 
     @torch.no_grad()
     def nll(self, passes: Sequence[MicroBatch]) -> float:
@@ -145,7 +146,7 @@ class Learner:
             Loss of the step over all ranks, and the norm of its gradient before clipping.
 
         Raises:
-            StepRayError: the loss is not finite; the weights are left as they were.
+            StepRayError: loss or gradient is not finite; the weights are left as they were.
         """
         torch.manual_seed(random.Random(f"{self.seed}/{number}/{self.rank}").getrandbits(63))
         loss = torch.zeros((), device=self.device)
@@ -156,8 +157,8 @@ class Learner:
             dist.all_reduce(loss)
         value = loss.item()
         if not math.isfinite(value):
-            raise StepRayError(f"train: loss is {value} at step {number}; lower learning_rate")
-        return value, self._update(lr)
+            raise StepRayError(f"train: loss is {value} at step {number + 1}; lower learning_rate")
+        return value, self._update(lr, number)
 
     def _backward(self, batch: MicroBatch, num_trained: int) -> Tensor:
         loss = self._loss(batch, num_trained)
@@ -182,11 +183,16 @@ class Learner:
             return self.model.no_sync()
         return nullcontext()
 
-    def _update(self, lr: float) -> float:
+    def _update(self, lr: float, number: int) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm: Any = nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
+        value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not math.isfinite(value):
+            raise StepRayError(
+                f"train: the gradient's norm is {value} at step {number + 1}; lower learning_rate"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return value

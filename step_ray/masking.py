@@ -4,6 +4,8 @@ Takes records and the settings of the dataset and of an arm, gives yes, no or a 
 examples (dataset.py), exports and counts (data/) all ask here, so they cannot disagree.
 """
 
+from collections.abc import Iterable
+
 from step_ray.react import without_reflection
 from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.types import Source, Step, StepKind, Trajectory
@@ -13,6 +15,7 @@ LOW_REWARD = "reward below min_reward"
 TOO_LONG = "longer than student.max_length"
 NOTHING_TRAINED = "nothing trained"
 OTHER_SOURCE = "of a source that the policy leaves out"
+SAME_ROLLOUT = "same as another rollout"
 
 
 def unwanted(trajectory: Trajectory, config: DatasetConfig) -> str | None:
@@ -28,6 +31,21 @@ def is_left_out(trajectory: Trajectory, recipe: Recipe) -> bool:
         return not recipe.self_reflected
     is_golden = trajectory.source is Source.EXPERT
     return is_golden and not (recipe.golden or recipe.golden_collect)
+
+
+def distinct(trajectories: Iterable[Trajectory]) -> tuple[list[Trajectory], int]:
+    """The first of all rollouts of a task that are equal word for word, and how many are left out.
+
+    A model that is sure of itself plays a task the same way again; trained as often, one easy task
+    would weigh more than several hard ones.
+    """
+    first: dict[tuple[str, ...], Trajectory] = {}
+    num_seen = 0
+    for trajectory in trajectories:
+        num_seen += 1
+        texts = (step.text for step in trajectory.steps)
+        first.setdefault((trajectory.task.task_id, *texts), trajectory)
+    return list(first.values()), num_seen - len(first)
 
 
 def steps_in_text(

@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
-from step_ray.config import RunConfig
+from step_ray.config import RunConfig, TrainConfig
 from step_ray.errors import ConfigError, RunStateError, StepRayError
 from step_ray.progress import Reporter
 from step_ray.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
 from step_ray.runfolder import DONE, STARTED, Change, RunFolder
 from step_ray.runinfo import run_info
-from step_ray.stages import Stage, StageContext, build_stages
+from step_ray.stage import Stage, StageContext
+from step_ray.stages import build_stages
 from step_ray.store import read_json, write_json
 
 
@@ -265,7 +266,7 @@ def plan_lines(config: RunConfig) -> list[str]:
     lines += [
         f"tasks     {tasks.num_expert} expert (U1), {tasks.num_collect} collect (U2),"
         f" {tasks.num_eval} evaluate ({tasks.eval_split}) x {len(config.evaluate.seeds)} seeds",
-        f"train     {train.num_workers} worker(s), one {kind} each, {train.strategy},"
+        f"train     {_workers(train)} worker(s), one {kind} each, {train.strategy},"
         f" {'LoRA rank ' + str(train.lora_rank) if train.lora_rank else 'all weights'}",
         f"serve     {serve.engine}, {serve.num_replicas} replica(s), each"
         f" {serve.gpus_per_replica:g} GPU and {serve.cpus_per_replica:g} CPU",
@@ -277,3 +278,8 @@ def plan_lines(config: RunConfig) -> list[str]:
         f"folder    {config.run_dir}",
     ]
     return lines
+
+
+def _workers(train: TrainConfig) -> str:
+    least, most = train.least_workers, train.most_workers
+    return str(most) if least == most else f"{least} to {most}"

@@ -29,7 +29,7 @@ from step_ray.runinfo import run_info
 from step_ray.student import load_tokenizer, new_model, save_student, train_tokenizer
 from step_ray.teacher import ExpertStudent, executed_pairs
 from step_ray.train import train
-from step_ray.train_loop import TrainResult
+from step_ray.train_job import TrainResult
 from step_ray.types import Source, Task, Trajectory
 
 EXPLORE_PROMPT = "alfworld_explore"

@@ -6,7 +6,7 @@ What the settings mean for a step is said in masking.py. Nothing here reads data
 
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from step_ray.env_config import Section
 
@@ -20,6 +20,22 @@ class DatasetConfig(Section):
     """Keep by reward instead of success."""
     mask_suboptimal: bool = True
     """Mask suboptimal steps like errors, in the arms that do not say otherwise."""
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the tasks of U1 and of U2 whose trajectories are held out; at least one of each."""
+    validation_tasks: int = Field(default=0, ge=0)
+    """The same as a number, of each. All models hold out the same tasks; they are validated on the
+    golden and self-reflected trajectories of these, with errors masked, whatever the arm trains."""
+
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self) -> "DatasetConfig":
+        if self.validation_share and self.validation_tasks:
+            raise ValueError("validation_share and validation_tasks are both set; keep one")
+        return self
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether any task is held out."""
+        return bool(self.validation_share or self.validation_tasks)
 
 
 Policy = Literal[
@@ -58,6 +74,9 @@ class Recipe(Section):
     """Golden trajectories of U2 tasks (control: golden-only with as many trajectories)."""
     self_reflected: bool = False
     """Self-reflected trajectories of U2."""
+    own_success: bool = False
+    """The base agent's own successful rollouts on U2, without a teacher (rejection fine-tuning,
+    see `own`); equal ones count once."""
     mask_errors: bool = True
     """False: all agent steps are trained, suboptimal ones too (policy no_mask)."""
     mask_suboptimal: bool | None = None
@@ -89,16 +108,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sources_fit(self) -> "Recipe":
-        if not (self.golden or self.golden_collect or self.self_reflected):
+        if not (self.golden or self.golden_collect or self.self_reflected or self.own_success):
             raise ValueError(
-                "the arm trains on nothing; set golden, golden_collect or self_reflected: true"
+                "the arm trains on nothing; set golden, golden_collect, self_reflected or"
+                " own_success: true"
             )
         if self.match == "trajectories" and not self.golden_collect:
             raise ValueError(
                 "match 'trajectories' cuts golden_collect; set golden_collect: true or match: none"
             )
-        if self.match == "trained_tokens" and self.self_reflected:
-            raise ValueError(
-                "match 'trained_tokens' is for golden data; drop self_reflected or match"
-            )
+        extra = next((n for n in ("self_reflected", "own_success") if getattr(self, n)), None)
+        if self.match == "trained_tokens" and extra:
+            raise ValueError(f"match 'trained_tokens' is for golden data; drop {extra} or match")
         return self

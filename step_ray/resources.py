@@ -82,21 +82,22 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
     each = {"CPU": cpus, "GPU": serve.gpus_per_replica}
     replicas = Demand(key="serve.num_replicas", count=serve.num_replicas, each=each)
     moments = [rollouts] if "expert" in stages else []
-    if any(name == "collect" or name.startswith("evaluate:") for name in stages):
+    if any(name in ("collect", "own") or name.startswith("evaluate:") for name in stages):
         moments.append([replicas, *rollouts])
     for name in stages:
         if name.startswith("train:"):
             is_base = name == f"train:{BASE}"
             workers = _workers(config.train if is_base else config.arm_train())
             # the agent of the collection is served on while the arms train, unless it holds a GPU
-            is_serving = not is_base and "collect" in stages and not serve.gpus_per_replica
+            plays = not {"collect", "own"}.isdisjoint(stages)
+            is_serving = not is_base and plays and not serve.gpus_per_replica
             moments.append([workers, replicas] if is_serving else [workers])
     return moments
 
 
 def _workers(train: TrainConfig) -> Demand:
     each = {"CPU": float(train.cpus_per_worker), "GPU": float(train.use_gpu)}
-    return Demand(key="train.num_workers", count=train.num_workers, each=each)
+    return Demand(key="train.num_workers", count=train.least_workers, each=each)
 
 
 def _places(each: Amounts, node: Amounts) -> int:

@@ -4,13 +4,14 @@ Takes a `RunConfig`, gives the ordered list of `Stage`s. A stage reads and write
 run folder only; whether it has to run at all is pipeline.py's business.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from step_ray.config import BASE, RunConfig
-from step_ray.progress import Reporter
+from step_ray.stage import Stage, StageContext
+from step_ray.training_stages import model_stages, needs_collection
 from step_ray.types import Source, Trajectory
 
 SPEED_ONLY = {"num_actors", "episodes_per_actor", "cpus_per_actor", "rows_per_shard"}
@@ -23,64 +24,8 @@ TEACHER_ADDRESS: dict[str, Any] = {
 }
 """Where and how fast the teacher answers, and what of it is paid again; which model it is stays a
 setting."""
-TRAIN_SPEED_ONLY = {"cpus_per_worker", "checkpoint_every", "max_failures"}
-"""The same of `train`; not the number of workers: sums in another order differ."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One step of the line."""
-
-    name: str
-    needs: tuple[str, ...]
-    settings: Mapping[str, Any]
-    """What defines the outcome; a change means that the outcome is another one."""
-    outputs: tuple[str, ...]
-    """Paths under the run folder that the stage owns."""
-    run: Callable[["StageContext"], Mapping[str, Any]]
-    """Does the work, gives the summary."""
-    limits: frozenset[str] = frozenset()
-    """Settings that, when raised, only add to the outcome: the stage goes on from what it has."""
-
-
-class StageContext:
-    """What a running stage works with; it keeps one served model between stages."""
-
-    def __init__(self, config: RunConfig, reporter: Reporter) -> None:
-        self.config = config
-        self.reporter = reporter
-        self.root = config.run_dir
-        self._served: Any = None
-
-    def student_source(self) -> str:
-        """The model folder or hub id that training starts from."""
-        from step_ray.student import resolve_init
-
-        if self.config.student.init == "scratch":
-            return str((self.root / "models" / "student").resolve())
-        return resolve_init(self.config.student.init)
-
-    def serve(self, model: str) -> Any:
-        """Serve a trained model, replacing the one that was served before."""
-        from step_ray.serve import deploy
-
-        if self._served is None or self._served.model != model:
-            self.reporter.line(f"  serving [cyan]{model}[/]")
-            self._served = deploy(
-                str((self.root / "models" / model).resolve()),
-                model,
-                self.config.serve,
-                max_length=self.config.student.max_length,
-                dtype=self.config.student.dtype,
-            )
-            self.reporter.line(f"  {model} answers at {self._served.base_url}")
-        return self._served
-
-    def stop_serving(self) -> None:
-        """Free the served model's devices."""
-        if self._served is not None:
-            self._served.close()
-            self._served = None
+OWN_SEED_STEP = 1000
+"""Between the seeds of two rollouts of a task; a turn adds its number to the seed."""
 
 
 def build_stages(config: RunConfig) -> list[Stage]:
@@ -88,9 +33,13 @@ def build_stages(config: RunConfig) -> list[Stage]:
     stages = [_tasks(config), _expert(config)]
     if config.student.init == "scratch":
         stages.append(_student(config))
-    stages += [*_train_model(config, BASE), _collect(config)]
+    stages += model_stages(config, BASE)
+    if needs_collection(config):
+        stages.append(_collect(config))
+    if any(arm.own_success for arm in config.arms.values()):
+        stages.append(_own(config))
     for arm in config.arms:
-        stages += _train_model(config, arm)
+        stages += model_stages(config, arm)
     models = [BASE, *config.arms]
     stages += [_evaluate(config, model) for model in models]
     return [*stages, _report(config, [f"evaluate:{model}" for model in models])]
@@ -170,81 +119,6 @@ def _student(config: RunConfig) -> Stage:
     )
 
 
-def _train_model(config: RunConfig, name: str) -> list[Stage]:
-    """Dataset and training of the base agent or of one arm."""
-    from step_ray.recipe import Recipe
-
-    is_base = name == BASE
-    recipe = Recipe(init="student") if is_base else config.arms[name]
-    train = config.train if is_base else config.arm_train()
-    student = config.student.model_dump(exclude={"scratch"})
-    start = ("student",) if config.student.init == "scratch" else ()
-    needs = ("expert", *start) if is_base else ("expert", "collect", *start)
-
-    def build(context: StageContext) -> Mapping[str, Any]:
-        from step_ray.arm_data import build_arm
-
-        return build_arm(name, recipe, context.config, context.student_source(), context.reporter)
-
-    def fit(context: StageContext) -> Mapping[str, Any]:
-        return _fit(context, name, recipe.init == "base_agent")
-
-    from_base = ("train:base",) if recipe.init == "base_agent" else ()
-    return [
-        Stage(
-            name=f"dataset:{name}",
-            needs=needs,
-            settings={
-                "recipe": recipe.model_dump(exclude={"policy"}),
-                "dataset": config.dataset.model_dump(),
-                "student": student,
-                "seed": config.seed,
-            },
-            outputs=(f"datasets/{name}",),
-            run=build,
-        ),
-        Stage(
-            name=f"train:{name}",
-            needs=(f"dataset:{name}", *from_base),
-            settings={
-                "train": train.model_dump(exclude=TRAIN_SPEED_ONLY),
-                "student": student,
-                "seed": config.seed,
-            },
-            outputs=(f"models/{name}", f"train/{name}"),
-            run=fit,
-        ),
-    ]
-
-
-def _fit(context: StageContext, name: str, from_base: bool) -> Mapping[str, Any]:
-    from step_ray.train import train
-
-    config = context.config
-    if config.serve.gpus_per_replica:
-        context.stop_serving()
-    root = context.root.resolve()
-    settings = config.train if name == BASE else config.arm_train()
-    with context.reporter.counter(f"train {name}") as counter:
-        result = train(
-            settings,
-            examples_dir=root / "datasets" / name,
-            init=str(root / "models" / BASE) if from_base else context.student_source(),
-            dtype=config.student.dtype,
-            output_dir=root / "models" / name,
-            work_dir=root / "train" / name,
-            seed=config.seed,
-            name=name,
-            cpus_per_worker=settings.cpus_per_worker,
-            on_progress=lambda m: counter.update(
-                m["step"],
-                f"loss {m['loss']:.3f}, {m['tokens_per_s']:,.0f} tokens/s",
-                m["num_steps"],
-            ),
-        )
-    return asdict(result)
-
-
 def _collect(config: RunConfig) -> Stage:
     settings = {
         **_episode_settings(config),
@@ -283,6 +157,36 @@ def _collect(config: RunConfig) -> Stage:
         run=run,
         limits=frozenset(f"teacher.budget.{name}" for name in ("calls", "tokens", "money")),
     )
+
+
+def _own(config: RunConfig) -> Stage:
+    """Rollouts of the base agent alone, whose successes are what rejection fine-tuning trains."""
+    own = config.own
+    seeds = tuple(config.seed + OWN_SEED_STEP * i for i in range(own.num_samples))
+    settings = {
+        **_episode_settings(config),
+        "own": own.model_dump(),
+        "max_new_tokens": config.collect.max_new_tokens,
+        "max_format_errors": config.collect.max_format_errors,
+        "seed": config.seed,
+    }
+
+    def run(context: StageContext) -> Mapping[str, Any]:
+        from step_ray.runner import Address, EpisodePlan
+
+        endpoint = context.serve(BASE)
+        key = config.serve.api_key_env
+        plan = EpisodePlan.from_config(
+            config,
+            Source.STUDENT,
+            student=Address(base_url=endpoint.base_url, model=BASE, api_key_env=key),
+            temperature=own.temperature,
+        )
+        return _play(context, plan, "collect", "trajectories/own", seeds)
+
+    needs = ("tasks", "train:base")
+    outputs = ("trajectories/own",)
+    return Stage(name="own", needs=needs, settings=settings, outputs=outputs, run=run)
 
 
 def _evaluate(config: RunConfig, model: str) -> Stage:

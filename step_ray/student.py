@@ -13,7 +13,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -28,6 +27,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from step_ray.chat_template import ChatSettings, effective_template
 from step_ray.config import ScratchConfig
 from step_ray.errors import ConfigError, boundary
+from step_ray.model_files import (
+    ADAPTER_FILE,
+    WEIGHTS_FILE,
+    is_adapter,
+    load_config,
+    merged_adapter,
+)
 from step_ray.render import check_chat
 from step_ray.turnend import stop_ids
 
@@ -119,7 +125,7 @@ def resolve_init(init: str) -> str:
     path = Path(init).expanduser()
     looks_like_path = path.is_absolute() or init.startswith(".") or init.count("/") > 1
     if path.is_dir() or looks_like_path:
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
             raise ConfigError(f"student.init: {init!r} holds no config.json; give a model folder")
         return str(path.resolve())
     return init
@@ -154,10 +160,14 @@ def load_tokenizer(source: str, chat: ChatSettings = OWN_CHAT) -> PreTrainedToke
 def load_model(source: str, dtype: str) -> PreTrainedModel:
     """The causal language model of a folder or hub id; `dtype` is a torch dtype name.
 
+    The folder of a LoRA adapter gives its base with the adapter merged.
+
     Raises:
         ConfigError: it cannot be loaded.
     """
     try:
+        if is_adapter(source):
+            return merged_adapter(source, getattr(torch, dtype))
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, dtype)
         )
@@ -206,7 +216,7 @@ def check_model(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _causal_config(source: str) -> PretrainedConfig:
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source)
+        config: PretrainedConfig = load_config(source)
     except LOAD_FAULTS as exc:
         raise ConfigError(_load_fault("config", source, exc)) from exc
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -222,7 +232,7 @@ def _check_weights(folder: Path) -> None:
     if not index.is_file() and any(folder.glob("pytorch_model*.bin")):
         return
     with boundary(ConfigError, f"student.init: the weights in {str(folder)!r} cannot be read"):
-        names = {"model.safetensors"}
+        names = {WEIGHTS_FILE[is_adapter(str(folder))]}
         if index.is_file():
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         for name in sorted(names):

@@ -45,6 +45,7 @@ def gather(config: RunConfig) -> ReportInputs:
         outcomes={model: success_by_task(t) for model, t in played.items()},
         training={m: lines for m, lines in training.items() if lines},
         collection=_trajectories(root / "trajectories" / "collect"),
+        own=_trajectories(root / "trajectories" / "own"),
         datasets={m: summary for m, summary in datasets.items() if summary},
         task_types={t.task.task_id: t.task.task_type for ts in played.values() for t in ts},
     )

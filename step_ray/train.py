@@ -22,50 +22,38 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from step_ray.batching import load_examples
+from step_ray.batching import Examples, load_examples
+from step_ray.checkpoints import SCORE
 from step_ray.config import TrainConfig
-from step_ray.errors import RunStateError, StepRayError
+from step_ray.errors import ConfigError, DataError, RunStateError, StepRayError
+from step_ray.model_files import fingerprint, load_config
 from step_ray.student import check_model, load_tokenizer, resolve_init
+from step_ray.tracking import check_installed
+from step_ray.train_config import TRAIN_SPEED_ONLY
 from step_ray.train_faults import StopAtOwnErrors, own_error
-from step_ray.train_loop import (
-    METRICS_FILE,
-    RESULT_FILE,
-    TrainJob,
-    TrainResult,
-    train_loop_per_worker,
-)
+from step_ray.train_job import METRICS_FILE, RESULT_FILE, STARTS_FILE, TrainJob, TrainResult
+from step_ray.train_loop import train_loop_per_worker
 
 Progress = Callable[[Mapping[str, Any]], None]
-"""Called on the driver with the newest line of metrics.jsonl."""
+"""Called on the driver with the newest line of a file that a worker writes."""
 
 POLL_S = 0.5
 STATE_FILE = "train.json"
-RESUMABLE = {
-    "num_workers",
-    "use_gpu",
-    "strategy",
-    "micro_batch_tokens",
-    "packing",
-    "loss_chunk",
-    "gradient_checkpointing",
-    "checkpoint_every",
-    "max_failures",
-}
-"""Fields of `train` that may change between a killed training and its continuation."""
 
 
 def train(
     config: TrainConfig,
     *,
     examples_dir: Path,
+    validation_dir: Path | None = None,
     init: str,
     dtype: str,
     output_dir: Path,
     work_dir: Path,
     seed: int,
     name: str,
-    cpus_per_worker: int = 1,
     on_progress: Progress | None = None,
+    on_start: Progress | None = None,
 ) -> TrainResult:
     """Fine-tune a student on masked examples; called again after a kill, it goes on.
 
@@ -74,6 +62,7 @@ def train(
     Args:
         config: settings of the training.
         examples_dir: Parquet files with `input_ids` (list<int32>) and `loss_mask` (list<bool>).
+        validation_dir: held-out examples, with `error_mask` too; None: no validation.
         init: model folder or hub id to start from.
         dtype: torch type of the weights, while training and in the exported folder.
         output_dir: model folder to write, with tokenizer and train_result.json; appears whole.
@@ -81,39 +70,48 @@ def train(
             folders it must be visible to all nodes.
         seed: decides data order, dropout and the start of a LoRA.
         name: name of the Ray Train run; its checkpoints lie in `work_dir / name`.
-        cpus_per_worker: CPUs and torch threads of a worker.
         on_progress: called about twice a second while there are new steps.
+        on_start: called with the line of starts.jsonl when the workers are ready; its `layout` says
+            how batches are made.
 
     Raises:
-        ConfigError: `init` cannot be loaded, or its vocabulary is smaller than the tokenizer's.
-        DataError: there is nothing to train on.
+        ConfigError: `init` cannot be loaded, a tracker is not installed, or `select: best` without
+            held-out examples.
+        DataError: there is nothing to train on, or it was made with another tokenizer.
         RunStateError: `work_dir` or `output_dir` holds another training.
         StepRayError: the loss is not finite, or the workers failed more than `config.max_failures`
             times. Errors of step_ray in a worker are raised at once, without a restart.
     """
+    check_installed(config.tracking)
+    if config.select == "best" and validation_dir is None:
+        raise ConfigError("train.select: 'best' needs held-out examples; hold some out, or 'last'")
     job = TrainJob(
         config=config,
         examples_dir=examples_dir.resolve(),
+        validation_dir=validation_dir.resolve() if validation_dir else None,
         init=resolve_init(init),
         dtype=dtype,
         output_dir=output_dir.resolve(),
         work_dir=work_dir.resolve(),
         seed=seed,
-        num_threads=cpus_per_worker,
+        name=name,
     )
     check_model(job.init, load_tokenizer(job.tokenizer_source))
-    _claim(job, name)
+    _claim(job)
     if not job.output_dir.exists():
         job.output_dir.parent.mkdir(parents=True, exist_ok=True)
-        with _progress(job.work_dir / METRICS_FILE, on_progress):
-            _fit(job, name, cpus_per_worker)
+        with (
+            _progress(job.work_dir / STARTS_FILE, on_start),
+            _progress(job.work_dir / METRICS_FILE, on_progress),
+        ):
+            _fit(job)
     saved = (job.output_dir / RESULT_FILE).read_text(encoding="utf-8")
     return TrainResult(**json.loads(saved))
 
 
-def _claim(job: TrainJob, name: str) -> None:
+def _claim(job: TrainJob) -> None:
     """Make sure that folders with earlier work belong to this very training."""
-    state = _identity(job, name)
+    state = _identity(job)
     path = job.work_dir / STATE_FILE
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -132,25 +130,49 @@ def _claim(job: TrainJob, name: str) -> None:
     partial.replace(path)
 
 
-def _identity(job: TrainJob, name: str) -> dict[str, Any]:
+def _identity(job: TrainJob) -> dict[str, Any]:
     """What decides the trained weights, in JSON."""
-    examples = load_examples(job.examples_dir)
+    state = {
+        "name": job.name,
+        "init": job.init,
+        "weights of init": fingerprint(job.init),
+        "dtype": job.dtype,
+        "seed": job.seed,
+        "examples": _digest(job.examples_dir, job.init),
+        **job.config.model_dump(mode="json", exclude=set(TRAIN_SPEED_ONLY)),
+    }
+    if job.validation_dir:
+        state["validation examples"] = _digest(job.validation_dir, job.init)
+    return state
+
+
+def _digest(folder: Path, init: str) -> str:
+    """Digest of a folder of examples that the model can read.
+
+    Raises:
+        DataError: it is empty, has nothing to train, or a token that the model does not know.
+    """
+    examples = load_examples(folder)
+    _check_vocabulary(examples, folder, init)
     digest = hashlib.sha256()
     for tensor in (examples.lengths, examples.input_ids, examples.loss_mask):
         digest.update(tensor.numpy().data)
-    return {
-        "name": name,
-        "init": job.init,
-        "dtype": job.dtype,
-        "seed": job.seed,
-        "examples": digest.hexdigest(),
-        **job.config.model_dump(mode="json", exclude=RESUMABLE),
-    }
+    return digest.hexdigest()
 
 
-def _fit(job: TrainJob, name: str, cpus_per_worker: int) -> None:
+def _check_vocabulary(examples: Examples, folder: Path, init: str) -> None:
+    largest = int(examples.input_ids.max())
+    size = load_config(init).get_text_config().vocab_size
+    if largest >= size:
+        raise DataError(
+            f"examples: {str(folder)!r} has token id {largest}, but {init!r} has {size} tokens;"
+            " build the dataset with the tokenizer of this model"
+        )
+
+
+def _fit(job: TrainJob) -> None:
     config = job.config
-    resources = {"CPU": cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
+    resources = {"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config=job.model_dump(mode="json"),
@@ -160,10 +182,10 @@ def _fit(job: TrainJob, name: str, cpus_per_worker: int) -> None:
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            name=name,
+            name=job.name,
             storage_path=str(job.work_dir),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            checkpoint_config=_checkpoint_config(config),
             callbacks=[StopAtOwnErrors()],
         ),
     )
@@ -171,6 +193,17 @@ def _fit(job: TrainJob, name: str, cpus_per_worker: int) -> None:
         trainer.fit()
     except TrainingFailedError as exc:
         raise _fault(exc, config.max_failures) from exc
+
+
+def _checkpoint_config(config: TrainConfig) -> CheckpointConfig:
+    """What Ray keeps; the newest checkpoint stays in any case, because a restart needs it."""
+    if config.select == "last":
+        return CheckpointConfig(num_to_keep=config.keep_checkpoints)
+    return CheckpointConfig(
+        num_to_keep=config.keep_checkpoints,
+        checkpoint_score_attribute=SCORE,
+        checkpoint_score_order="min",
+    )
 
 
 def _fault(exc: TrainingFailedError, max_failures: int) -> StepRayError:
@@ -190,7 +223,7 @@ def _fault(exc: TrainingFailedError, max_failures: int) -> StepRayError:
 
 @contextmanager
 def _progress(path: Path, on_progress: Progress | None) -> Iterator[None]:
-    """Follow metrics.jsonl from a thread, because workers cannot call the driver."""
+    """Follow a file of JSON lines from a thread, because workers cannot call the driver."""
     if on_progress is None:
         yield
         return

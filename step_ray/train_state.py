@@ -1,25 +1,22 @@
-"""The state of a training on disk: checkpoints while it runs, a Hugging Face folder at its end.
+"""The state of a training in a folder: weights, optimizer, number of steps.
 
-Takes a `Learner`, writes and reads folders. All ranks call the same functions in the same order.
-It neither decides when to checkpoint nor knows where checkpoints are kept (train_loop.py).
+Takes a `Learner`, writes and reads checkpoints. All ranks call the same functions in the same
+order. It neither decides when to checkpoint nor knows where checkpoints are kept (checkpoints.py).
 """
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
 
+from step_ray.errors import RunStateError
 from step_ray.learner import Learner
-from step_ray.student import load_tokenizer, save_student
-from step_ray.trainee import build_model
 
 TRAINABLE_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 """Checkpoints of a LoRA hold the adapter only; the frozen base comes from `init`."""
@@ -31,9 +28,20 @@ def save(learner: Learner, folder: str, step: int) -> None:
 
 
 def restore(learner: Learner, folder: str) -> int:
-    """Read a checkpoint of any number of ranks; gives its number of finished steps."""
+    """Read a checkpoint of any number of ranks; gives its number of finished steps.
+
+    Raises:
+        RunStateError: it cannot be read, or is of another model or optimizer.
+    """
     state = {**_state(learner), "step": torch.tensor(0)}
-    dcp.load(state, checkpoint_id=folder)
+    try:
+        dcp.load(state, checkpoint_id=folder)
+    # the first is a BaseException that holds those of the ranks
+    except (CheckpointException, OSError, ValueError, RuntimeError) as exc:
+        raise RunStateError(
+            f"checkpoint: {folder!r} does not fit this model and training ({_cause(exc)}); delete"
+            " the folder of the training, or take its model and settings"
+        ) from exc
     set_state_dict(
         learner.model,
         learner.optimizer,
@@ -44,26 +52,13 @@ def restore(learner: Learner, folder: str) -> int:
     return int(state["step"])
 
 
+def _cause(exc: BaseException) -> str:
+    """The first line of what went wrong, on the first rank where it did."""
+    if isinstance(exc, CheckpointException):
+        exc = next(failure for failure, _ in exc.failures.values())
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+
+
 def _state(learner: Learner) -> dict[str, Any]:
     model, optimizer = get_state_dict(learner.model, learner.optimizer, options=TRAINABLE_ONLY)
     return {"model": model, "optimizer": optimizer}
-
-
-def export(learner: Learner, folder: Path, tokenizer: str) -> None:
-    """Gather the weights (all ranks) and write a Hugging Face folder (rank 0), LoRA merged.
-
-    Args:
-        learner: this rank's part of the model.
-        folder: what to write; an old one is removed.
-        tokenizer: folder or hub id of the tokenizer that rendered the examples.
-    """
-    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(learner.model, options=whole)
-    if learner.rank:
-        return
-    model = build_model(learner.init, learner.dtype, learner.config, learner.seed)
-    model.load_state_dict(state)
-    if learner.config.lora_rank:
-        model = model.merge_and_unload()
-    shutil.rmtree(folder, ignore_errors=True)
-    save_student(folder, model, load_tokenizer(tokenizer))

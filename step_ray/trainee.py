@@ -15,6 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from step_ray.config import TrainConfig
+from step_ray.errors import ConfigError
 from step_ray.student import load_model
 
 
@@ -22,18 +23,57 @@ def build_model(init: str, dtype: str, config: TrainConfig, seed: int) -> Any:
     """The student of `init` as it is trained, on CPU: with a LoRA if configured.
 
     The seed makes the LoRA's random start the same on all ranks.
-    """
-    model: Any = load_model(init, dtype)
-    if config.lora_rank:
-        from peft import LoraConfig, get_peft_model
 
-        torch.manual_seed(seed)
-        shape: dict[str, Any] = {"r": config.lora_rank, "lora_alpha": config.lora_alpha}
-        lora = LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, lora)
+    Raises:
+        ConfigError: it cannot be loaded, has no module of a name in `lora_targets`, or not the
+            wanted attention.
+    """
+    # trained weights stay float32 when bfloat16 only computes: their updates are too small for it
+    is_master = config.autocast == "bfloat16" and not config.lora_rank
+    model: Any = load_model(init, "float32" if is_master else dtype)
+    if config.attention != "auto":
+        _set_attention(model, config.attention)
+    if config.lora_rank:
+        model = _with_lora(model, config, seed)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        for block in _decoder_blocks(model):
+            block.compile()
     return model
+
+
+def _set_attention(model: Any, name: str) -> None:
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError) as exc:
+        line = " ".join(str(exc).split())[:200]
+        raise ConfigError(
+            f"train.attention: {name!r} cannot be used here; try auto ({line})"
+        ) from exc
+
+
+def _with_lora(model: Any, config: TrainConfig, seed: int) -> Any:
+    """The model with a LoRA, whose weights are float32 whatever the base's are."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = config.lora_targets
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as exc:
+        linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+        names = {name.rpartition(".")[2] for name in linear}
+        raise ConfigError(
+            f"train.lora_targets: {targets!r} is not in the model; it has {sorted(names)}"
+        ) from exc
 
 
 def wrap(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:

@@ -102,7 +102,7 @@ def _tokenizer(path: Path, model: str) -> str:
     Raises:
         DataError: there is none.
     """
-    from step_ray.batching import TOKENIZER_FOLDER
+    from step_ray.train_job import TOKENIZER_FOLDER
 
     models = path.resolve().parent.parent / "models"
     known = [path / TOKENIZER_FOLDER, models / path.resolve().name, models / BASE]

@@ -58,6 +58,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             types=_by_task_type(rows, inputs.task_types),
             chart_log=charts.loss_chart(inputs.training, log_y=True),
             chart_linear=charts.loss_chart(inputs.training, log_y=False),
+            validations=validation_lines(inputs.training),
             collection=collection_summary(inputs.collection, confidence),
             datasets=inputs.datasets,
             dataset_lines=dataset_lines(inputs.datasets),
@@ -128,21 +129,28 @@ def _labelled(summary: Mapping[str, Any]) -> dict[str, Any]:
 def cost_lines(inputs: ReportInputs) -> Lines:
     """Per arm: trained trajectories and tokens (one epoch), teacher calls and tokens, env steps.
 
-    An arm with self-reflected data pays for the whole collection, dropped episodes included; the
-    others pay nothing for it. What playing the golden trajectories cost is not counted.
+    An arm with self-reflected data pays for the whole collection, dropped episodes included, an arm
+    with its own successes for all rollouts; the others pay nothing. What playing the golden
+    trajectories cost is not counted.
     """
     arms = {BASE: {}, **inputs.config.get("arms", {})}
     lines: Lines = []
     for arm in dict.fromkeys([*arms, *inputs.datasets]):
         data = inputs.datasets.get(arm, {})
-        if arm not in arms:
-            paid: list[int | None] = [None, None, None]
-        elif arms[arm].get("self_reflected", False):
-            paid = _collection_cost(inputs.collection)
-        else:
-            paid = [0, 0, 0]
+        paid = _paid(inputs, arms[arm]) if arm in arms else [None, None, None]
         lines.append((arm, [data.get("num_examples"), data.get("num_trained_tokens"), *paid]))
     return lines
+
+
+def _paid(inputs: ReportInputs, recipe: Mapping[str, Any]) -> list[int | None]:
+    """Teacher calls, teacher tokens and environment steps behind the data of an arm."""
+    kinds = {"self_reflected": inputs.collection, "own_success": inputs.own}
+    costs = [_collection_cost(played) for kind, played in kinds.items() if recipe.get(kind, False)]
+    if not costs:
+        return [0, 0, 0]
+    known = all(None not in cost for cost in costs)
+    columns = zip(*costs, strict=True)
+    return [sum(part or 0 for part in parts) if known else None for parts in columns]
 
 
 def _collection_cost(collection: Sequence[Trajectory]) -> list[int | None]:
@@ -155,6 +163,21 @@ def _collection_cost(collection: Sequence[Trajectory]) -> list[int | None]:
         sum(usage.teacher_prompt_tokens + usage.teacher_completion_tokens for usage in usages),
         sum(usage.env_steps for usage in usages),
     ]
+
+
+def validation_lines(training: Mapping[str, Sequence[Mapping[str, Any]]]) -> Lines:
+    """Per arm: its last validation loss and error-step NLL, its best validation loss and the step.
+
+    Arms without a validation are left out.
+    """
+    lines: Lines = []
+    for arm, metrics in training.items():
+        validated = [line for line in metrics if line.get("validation_loss") is not None]
+        if validated:
+            last, best = validated[-1], min(validated, key=lambda line: line["validation_loss"])
+            loss = "validation_loss"
+            lines.append((arm, [last[loss], last.get("error_nll"), best[loss], best["step"]]))
+    return lines
 
 
 def collection_summary(

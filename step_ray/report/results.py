@@ -47,9 +47,12 @@ class ReportInputs:
     outcomes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Arm -> task id -> success, averaged over seeds (stats.success_by_task)."""
     training: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """Arm -> metric lines; those with `step` (optimizer steps) and `loss` are drawn."""
+    """Arm -> metric lines; those with `step` (optimizer steps) and `loss` are drawn, those with
+    `validation_loss` are in the table of validations."""
     collection: Sequence[Trajectory] = ()
     """All episodes of the collection, kept or not."""
+    own: Sequence[Trajectory] = ()
+    """All rollouts of the base agent alone, kept or not."""
     datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Arm -> fields of its dataset.DatasetSummary. All are shown; the cost table reads
     `num_examples` and `num_trained_tokens`."""

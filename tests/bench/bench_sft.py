@@ -83,8 +83,8 @@ def parse() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace, folder: Path) -> dict:
     """Write model and examples; gives what is to be known of them."""
-    from step_ray.config import DatasetConfig, Recipe
     from step_ray.dataset import build_examples, write_examples
+    from step_ray.recipe import DatasetConfig, Recipe
     from step_ray.render import Renderer
     from step_ray.student import train_tokenizer
 
@@ -166,6 +166,8 @@ def save_model(folder: Path, tokenizer, args: argparse.Namespace) -> dict:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from step_ray.flops import shape_of
+
     hidden, wide, layers, heads, key_heads, vocab, tied = SHAPES[args.shape]
     config = LlamaConfig(
         hidden_size=hidden,
@@ -186,14 +188,7 @@ def save_model(folder: Path, tokenizer, args: argparse.Namespace) -> dict:
         model = LlamaForCausalLM(config).to(getattr(torch, args.dtype))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    every = sum(p.numel() for p in model.parameters())
-    body = every - vocab * hidden * (1 if tied else 2)
-    return {
-        "parameters": every,
-        "body": body,
-        "head": vocab * hidden,
-        "attention": layers * hidden,
-    }
+    return {"parameters": sum(p.numel() for p in model.parameters()), "shape": shape_of(model)}
 
 
 def run(args: argparse.Namespace, folder: Path, python: str, side: str, mode: str) -> dict:
@@ -219,10 +214,10 @@ def seconds(result: dict, clock: str) -> float:
 
 
 def line_of(args: argparse.Namespace, facts: dict, result: dict) -> str:
+    from step_ray.flops import step_flops
+
     wall, cpu = seconds(result, "wall_s"), seconds(result, "cpu_s")
-    # 6 FLOPs per parameter and token; the head at trained tokens; causal attention is half of T*T.
-    flops = 6 * facts["body"] * facts["tokens"] + 6 * facts["head"] * facts["trained"]
-    flops += 6 * facts["attention"] * sum(n * n for n in facts["lengths"])
+    flops = step_flops(facts["shape"], facts["lengths"], facts["trained"])
     peak = f"peak {result['peak_mib']:.0f} MiB"
     if args.device == "cuda":
         rest = f"{peak} of GPU memory, MFU {flops / wall / args.peak_tflops / 1e12:.1%}"

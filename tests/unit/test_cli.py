@@ -18,7 +18,8 @@ from step_ray.errors import ConfigError, DataError, TemplateError
 from step_ray.progress import Reporter
 from step_ray.rollout import EpisodeSettings, run_episode
 from step_ray.runfolder import RunFolder
-from step_ray.stages import StageContext, build_stages
+from step_ray.stage import StageContext
+from step_ray.stages import build_stages
 from step_ray.store import write_shard
 from step_ray.student import CHAT_TEMPLATE, new_model, save_student, train_tokenizer
 from step_ray.teacher import ExpertStudent

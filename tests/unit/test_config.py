@@ -86,7 +86,7 @@ def test_an_arm_cannot_train_all_steps_and_mask_some():
 
 def test_an_unknown_key_is_named_with_the_known_ones():
     line = fault({"train": {"lr": 1e-3}})
-    assert line.startswith("train.lr: unknown key; use one of ['autocast', 'batch_tokens',")
+    assert line.startswith("train.lr: unknown key; use one of ['attention', 'autocast',")
     assert "'learning_rate'" in line
     assert fault({"models": 1}).startswith("models: unknown key; use one of ['arms', 'collect',")
 
@@ -129,7 +129,7 @@ def test_arms_train_with_their_own_settings():
         ),
         ({"serve": {"port": 70000}}, "serve.port: Input should be less than or equal to 65535"),
         ({"evaluate": {"seeds": []}}, "evaluate.seeds: Tuple should have at least 1 item"),
-        ({"train_arm": {"lr": 1}}, "train_arm.lr: unknown key; use one of ['autocast',"),
+        ({"train_arm": {"lr": 1}}, "train_arm.lr: unknown key; use one of ['attention',"),
         ({"train_arm": {"epochs": 0}}, "train_arm.epochs: Input should be greater than"),
         ({"arms": {"base": {}}}, "arms: the name 'base' is taken; rename the arm"),
         ({"arms": {"student": {}}}, "arms: the name 'student' is taken; rename the arm"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from builders import PROMPT, make_step, make_trajectory
+from builders import PROMPT, make_step, make_task, make_trajectory
 
 from step_ray.data.chats import ExportPolicy, to_chat
 from step_ray.dataset import (
@@ -13,13 +13,14 @@ from step_ray.dataset import (
     Sources,
     build_dataset,
     build_examples,
+    build_validation,
     read_examples,
     select_for_recipe,
     step_spans,
     write_examples,
 )
 from step_ray.errors import DataError
-from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, OTHER_SOURCE, TOO_LONG
+from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, OTHER_SOURCE, SAME_ROLLOUT, TOO_LONG
 from step_ray.react import conversation
 from step_ray.recipe import POLICIES, DatasetConfig, Recipe
 from step_ray.render import Renderer, Span
@@ -340,3 +341,58 @@ def test_no_examples_are_not_written(tmp_path):
 def test_a_missing_training_set_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match=r"examples\.parquet"):
         read_examples(tmp_path)
+
+
+def rollout(number, text, *, task="t", success=True):
+    steps = (make_step(text),)
+    name = f"{task}#{number}"
+    return trajectory(
+        name, success=success, source=Source.STUDENT, steps=steps, task=make_task(task)
+    )
+
+
+def test_rejection_sampling_trains_each_different_success_once_even_where_failures_are_kept():
+    own = [
+        rollout(0, "Action: go"),
+        rollout(1, "Action: go"),
+        rollout(2, "Action: look"),
+        rollout(3, "Action: take", success=False),
+        rollout(0, "Action: go", task="other"),
+    ]
+
+    examples, summary = build_dataset(
+        Sources(own_success=own),
+        Renderer(TOKENIZER, 100),
+        Recipe(golden=False, own_success=True),
+        DatasetConfig(keep="all"),
+        seed=0,
+    )
+
+    assert kept(examples) == ["t#0", "t#2", "other#0"]
+    assert summary.dropped == {NOT_SUCCESSFUL: 1, SAME_ROLLOUT: 1}
+    assert summary.by_source == {"student": 3}
+
+
+def test_an_arm_without_own_rollouts_does_not_train_on_them():
+    sources = Sources(golden=[trajectory("a")], own_success=[rollout(0, "Action: go")])
+
+    examples, summary = build_dataset(
+        sources, Renderer(TOKENIZER, 100), Recipe(), DatasetConfig(), seed=0
+    )
+
+    assert kept(examples) == ["a"]
+    assert summary.num_trajectories == 1
+
+
+def test_validation_masks_errors_so_that_unmasked_arms_have_error_tokens_too():
+    [one], summary = build_validation([reflected("a")], Renderer(TOKENIZER, 100), DatasetConfig())
+
+    assert sum(one.error_mask) == summary.num_masked_tokens > 0
+    assert not any(a and b for a, b in zip(one.loss_mask, one.error_mask, strict=True))
+
+
+def test_a_validation_set_of_which_nothing_is_kept_is_refused():
+    with pytest.raises(DataError, match="no validation example \\(held out: 1 trajectories, 1 not"):
+        build_validation(
+            [trajectory("a", success=False)], Renderer(TOKENIZER, 100), DatasetConfig()
+        )

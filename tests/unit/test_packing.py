@@ -63,6 +63,15 @@ def test_no_gradient_and_no_change_crosses_from_one_document_to_another(name):
     assert (changed[:9] - logits[:9]).abs().min() > 0
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_half_precision_is_no_leak(name):
+    model = new_model(CONFIGS[name])
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    assert choose_layout(model, model, "auto", device=CPU, autocast=autocast).packed
+    half = new_model(CONFIGS[name]).bfloat16()
+    assert choose_layout(half, half, "auto", device=CPU).packed
+
+
 def test_positions_start_again_in_each_document():
     inputs = packed_inputs(torch.tensor([3, 1, 2]))
     assert inputs["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1]]
@@ -104,6 +113,8 @@ def test_a_model_whose_state_runs_on_is_padded_and_the_reason_said():
     layout = choose_layout(model, model, "auto", device=CPU)
     assert not layout.packed
     assert "a document sees the one before it" in str(layout)
+    half = new_model(MAMBA).bfloat16()
+    assert not choose_layout(half, half, "auto", device=CPU).packed
     with pytest.raises(ConfigError, match=r"^train.packing: 'packed' is not right for MambaFor"):
         choose_layout(model, model, "packed", device=CPU)
 

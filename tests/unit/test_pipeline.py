@@ -10,7 +10,8 @@ from step_ray import pipeline
 from step_ray.config import parse_config
 from step_ray.errors import ConfigError, RunStateError
 from step_ray.progress import Reporter
-from step_ray.stages import Stage, build_stages
+from step_ray.stage import Stage
+from step_ray.stages import build_stages
 
 
 @pytest.fixture

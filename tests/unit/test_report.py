@@ -26,6 +26,7 @@ from step_ray.report.page import (
     example_view,
     pick_examples,
     split_reflection,
+    validation_lines,
 )
 from step_ray.stats import mean_interval, wilson_interval
 from step_ray.types import (
@@ -259,6 +260,35 @@ def test_an_arm_with_self_reflected_data_pays_for_the_whole_collection():
         ("other", [None, None, None, None, None]),
     ]
     assert cost_lines(replace(inputs, collection=[]))[2] == ("step", [7, 1234, None, None, None])
+
+
+def test_an_arm_with_its_own_successes_pays_for_all_rollouts_and_no_teacher():
+    alone = mended("t1", usage=Usage(env_steps=5))
+    arms = {"rft": {"own_success": True}, "both": {"own_success": True, "self_reflected": True}}
+    inputs = replace(full_inputs(), own=[alone, alone], config={"arms": arms})
+    lines = dict(cost_lines(inputs))
+    assert lines["rft"] == [None, None, 0, 0, 10]
+    assert lines["both"] == [None, None, 4, 1100, 16]
+    assert dict(cost_lines(replace(inputs, own=[])))["both"][2:] == [None, None, None]
+
+
+def test_validations_show_the_last_and_the_best_of_each_arm(tmp_path):
+    def line(step, loss, **fields):
+        return {"step": step, "loss": 1.0, "validation_loss": loss, **fields}
+
+    training = {
+        "base": [{"step": 1, "loss": 2.0}, line(2, 0.5)],
+        "step": [line(2, 0.25, error_nll=3.0), line(4, 0.75, error_nll=4.5)],
+        "other": [{"step": 1, "loss": 2.0}],
+    }
+    assert validation_lines(training) == [
+        ("base", [0.5, None, 0.5, 2]),
+        ("step", [0.75, 4.5, 0.25, 2]),
+    ]
+    write_report(tmp_path / "index.html", replace(full_inputs(), training=training))
+    page = (tmp_path / "index.html").read_text()
+    assert "error-step NLL" in page
+    assert ">4.5<" in page
 
 
 def test_collection_counts_by_hand():

@@ -1,0 +1,64 @@
+"""What lies in a model folder: a whole model or a LoRA adapter, and which one.
+
+Takes a folder or hub id, gives its config, the model of an adapter, or a fingerprint. Which folder
+a student comes from, and its tokenizer, is student.py's.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+
+ADAPTER_FILE = "adapter_config.json"
+WEIGHTS_FILE = {False: "model.safetensors", True: "adapter_model.safetensors"}
+"""Whether it is an adapter -> where its weights are."""
+SAMPLE_BYTES = 64 * 1024
+NUM_SAMPLES = 16
+"""How much of a weight file tells it from another one of the same size."""
+
+
+def is_adapter(source: str) -> bool:
+    """Whether a folder holds a LoRA adapter in the place of a whole model."""
+    return (Path(source) / ADAPTER_FILE).is_file()
+
+
+def load_config(source: str) -> Any:
+    """The model config of a folder or hub id; that of its base for the folder of an adapter."""
+    if is_adapter(source):
+        text = (Path(source) / ADAPTER_FILE).read_text(encoding="utf-8")
+        source = json.loads(text)["base_model_name_or_path"]
+    return AutoConfig.from_pretrained(source)
+
+
+def merged_adapter(source: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The base of an adapter with the adapter merged into it."""
+    from peft import AutoPeftModelForCausalLM
+
+    # in float32, so that the sum of base and adapter is rounded once
+    adapter: Any = AutoPeftModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    merged: PreTrainedModel = adapter.merge_and_unload().to(dtype)
+    merged.generation_config = GenerationConfig.from_pretrained(source)
+    return merged
+
+
+def fingerprint(source: str) -> str:
+    """Tells models in one folder apart: a digest of names, sizes and samples of its weight files.
+
+    A hub id is fixed by its name; it gives an empty text.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            # weights of gigabytes are not read whole for their name
+            for part in range(NUM_SAMPLES):
+                stream.seek(size * part // NUM_SAMPLES)
+                digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()
