@@ -11,7 +11,10 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 OFFICIAL ?= .venv-official
 OFFICIAL_STAMP := $(OFFICIAL)/.installed
 
-.PHONY: demo test test-slow test-official lint install clean
+# Mistral's tokenizers and encoder, which want an older numpy than ours: an environment of its own.
+MISTRAL ?= .venv-mistral
+
+.PHONY: demo test test-slow test-official test-mistral lint install clean
 
 install: $(STAMP)
 
@@ -39,10 +42,20 @@ $(OFFICIAL_STAMP): pyproject.toml constraints.txt
 test-official: $(OFFICIAL_STAMP)
 	$(OFFICIAL)/bin/python -m pytest tests/envs -k alfworld
 
+$(MISTRAL)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(MISTRAL)
+	$(MISTRAL)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  'mistral_common[sentencepiece]==1.13.1' transformers==5.19.0 tokenizers==0.23.3 protobuf \
+	  'pytest>=8,<10' 'hypothesis>=6,<7' 'pydantic>=2.12,<3' 'pyyaml>=6,<7' 'jinja2>=3.1,<4'
+	touch $@
+
+test-mistral: $(MISTRAL)/.installed
+	PYTHONPATH=. $(MISTRAL)/bin/python -m pytest tests/mistral
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OFFICIAL) build *.egg-info
+	rm -rf $(VENV) $(OFFICIAL) $(MISTRAL) build *.egg-info

@@ -71,9 +71,7 @@ def _named(name: str) -> str:
     if name.startswith("builtin:"):
         file = resources.files("step_ray") / "templates" / f"{name.removeprefix('builtin:')}.jinja"
         if not file.is_file():
-            raise ConfigError(
-                f"student.chat_template: {name!r} is not shipped; 'builtin:chatml' is"
-            )
+            raise ConfigError(f"student.chat_template: {name!r} is unknown; use builtin:chatml")
         return file.read_text(encoding="utf-8")
     path = expand_path("student.chat_template", name)
     try:

@@ -147,11 +147,15 @@ def show(
     model: Annotated[
         str, typer.Option("--model", help="model folder whose tokenizer reads the examples")
     ] = "",
+    mask: Annotated[
+        bool, typer.Option("--mask", help="a micro-batch as training sees it, not one example")
+    ] = False,
 ) -> None:
-    """Show a trajectory, or a training example with its mask, in colour."""
-    from step_ray.viewer import show_path
+    """Show a trajectory, a training example with its mask, or a real micro-batch, in colour."""
+    from step_ray.viewer import Choice, show_path
 
-    show_path(path, index, task, model, Console(highlight=False))
+    choice = Choice(index=index, text=task, model=model, batches=mask)
+    show_path(path, choice, Console(highlight=False))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.teacher_config import Price, TeacherConfig
 from step_ray.train_config import TrainConfig
 
@@ -109,72 +110,6 @@ class OwnConfig(Section):
         return self
 
 
-class DatasetConfig(Section):
-    """What becomes a training example."""
-
-    keep: Literal["success", "all"] = "success"
-    """Trajectories that are kept."""
-    min_reward: float | None = None
-    """Keep by reward instead of success."""
-    mask_suboptimal: bool = True
-    """Mask suboptimal steps like errors."""
-    validation_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the tasks of U1 and of U2 whose trajectories are held out; at least one of each."""
-    validation_tasks: int = Field(default=0, ge=0)
-    """The same as a number, of each. All models hold out the same tasks; they are validated on the
-    golden and self-reflected trajectories of these, with errors masked, whatever the arm trains."""
-
-    @model_validator(mode="after")
-    def _one_way_to_hold_out(self) -> "DatasetConfig":
-        if self.validation_share and self.validation_tasks:
-            raise ValueError("validation_share and validation_tasks are both set; keep one")
-        return self
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether any task is held out."""
-        return bool(self.validation_share or self.validation_tasks)
-
-
-class Recipe(Section):
-    """One training arm: its data, its mask, its start. A comparison is a list of arms."""
-
-    golden: bool = True
-    """Golden trajectories of U1."""
-    golden_collect: bool = False
-    """Golden trajectories of U2 tasks (control: golden-only with as many trajectories)."""
-    self_reflected: bool = False
-    """Self-reflected trajectories of U2."""
-    own_success: bool = False
-    """The base agent's own successful rollouts on U2, without a teacher (rejection fine-tuning,
-    see `own`); equal ones count once."""
-    mask_errors: bool = True
-    """False: all agent steps are trained (ablation step_no_mask)."""
-    error_steps: Literal["keep", "remove"] = "keep"
-    """`remove` deletes error steps from the text (ablation step_replace)."""
-    match: Literal["none", "trajectories", "trained_tokens"] = "none"
-    """Cut golden_collect to the number of kept self-reflected trajectories, or repeat or cut the
-    golden data to the trained tokens of golden + self-reflected."""
-    init: Literal["base_agent", "student"] = "base_agent"
-    """Where the arm starts: the base agent, or the model of `student.init`."""
-
-    @model_validator(mode="after")
-    def _sources_fit(self) -> "Recipe":
-        if not (self.golden or self.golden_collect or self.self_reflected or self.own_success):
-            raise ValueError(
-                "the arm trains on nothing; set golden, golden_collect, self_reflected or"
-                " own_success: true"
-            )
-        if self.match == "trajectories" and not self.golden_collect:
-            raise ValueError(
-                "match 'trajectories' cuts golden_collect; set golden_collect: true or match: none"
-            )
-        extra = next((n for n in ("self_reflected", "own_success") if getattr(self, n)), None)
-        if self.match == "trained_tokens" and extra:
-            raise ValueError(f"match 'trained_tokens' is for golden data; drop {extra} or match")
-        return self
-
-
 class ServeConfig(Section):
     """The served agent."""
 
@@ -230,9 +165,9 @@ class RunConfig(Section):
     dataset: DatasetConfig = DatasetConfig()
     arms: dict[str, Recipe] = Field(
         default={
-            "golden_only": Recipe(golden_collect=True, match="trajectories"),
-            "step": Recipe(self_reflected=True),
-            "step_no_mask": Recipe(self_reflected=True, mask_errors=False),
+            "golden_only": Recipe(policy="golden_only"),
+            "step": Recipe(policy="step"),
+            "step_no_mask": Recipe(policy="no_mask"),
         }
     )
     """Trained and evaluated next to the base agent, in this order."""
@@ -285,6 +220,15 @@ class RunConfig(Section):
             raise ValueError(
                 "train.export: the base agent is what arms start from and what is served; use"
                 " 'merged' there (train_arm may export adapters)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_can_be_served(self) -> "RunConfig":
+        if self.serve.engine == "vllm" and self.arm_train().export == "adapter":
+            raise ValueError(
+                "train_arm.export: 'adapter' is served by the engine 'transformers' only; use"
+                " 'merged' with 'vllm'"
             )
         return self
 

@@ -8,16 +8,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, chain
 from pathlib import Path
 
 import pyarrow as pa
-from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
-from step_ray.config import DatasetConfig, Recipe
-from step_ray.errors import DataError
+from step_ray.errors import DataError, TemplateError
 from step_ray.masking import (
+    LOW_REWARD,
+    NOT_SUCCESSFUL,
     NOTHING_TRAINED,
     SAME_ROLLOUT,
     TOO_LONG,
@@ -27,11 +26,19 @@ from step_ray.masking import (
     unwanted,
 )
 from step_ray.react import conversation, trajectory_messages
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.render import Renderer, Span
 from step_ray.store import VERSION_KEY, read_rows, write_table
 from step_ray.types import SCHEMA_VERSION, Message, Step, Trajectory
 
 CUT_TO_MATCH = "cut to match"
+REMEDIES = {
+    NOT_SUCCESSFUL: "set dataset.keep: all",
+    LOW_REWARD: "lower dataset.min_reward",
+    TOO_LONG: "raise student.max_length",
+    NOTHING_TRAINED: "mask fewer kinds of steps (policy no_mask trains all)",
+}
+"""Reason for which all was dropped -> what would keep it."""
 
 EXAMPLE_SCHEMA = pa.schema(
     [
@@ -84,6 +91,8 @@ class DatasetSummary:
     match_target: int | None = None
     """What `recipe.match` asks for: trajectories of golden_collect, or trained tokens."""
     match_reached: int | None = None
+    empty_sources: tuple[str, ...] = ()
+    """Sources that the recipe names and of which no trajectory was kept."""
 
     @property
     def share_masked(self) -> float:
@@ -146,14 +155,12 @@ def build_dataset(
     used = [summary for name, (_, summary) in built.items() if getattr(recipe, name)]
     if not chosen:
         counts = "; ".join(_count_line(n, s) for n, (_, s) in built.items() if getattr(recipe, n))
-        raise DataError(
-            f"dataset: no training examples ({counts}); collect more"
-            " tasks, raise student.max_length or set dataset.keep: all"
-        )
+        raise DataError(f"dataset: no training examples ({counts}); {_remedy(used)}")
     dropped = sum((Counter(summary.dropped) for summary in used), Counter())
     num_built = sum(summary.num_examples for summary in used)
     dropped[CUT_TO_MATCH] = num_built - len(set(map(id, chosen)))
-    summary = summarize(chosen, +dropped)
+    empty = tuple(name for name in parts if getattr(recipe, name) and not parts[name])
+    summary = replace(summarize(chosen, +dropped), empty_sources=empty)
     return chosen, _with_match(summary, recipe, parts, chosen)
 
 
@@ -287,21 +294,6 @@ def read_examples(folder: str | Path) -> list[Example]:
     ]
 
 
-def colour_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """The example as text: trained tokens green, masked errors dim red, the rest dim."""
-    errors = example.error_mask or (False,) * len(example.input_ids)
-    styles = [
-        "green" if trained else "dim red" if error else "dim"
-        for trained, error in zip(example.loss_mask, errors, strict=True)
-    ]
-    text = Text()
-    pairs = zip(styles, example.input_ids, strict=True)
-    for style, run in groupby(pairs, key=lambda pair: pair[0]):
-        ids = [token for _, token in run]
-        text.append(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)), style=style)
-    return text
-
-
 def _example(
     trajectory: Trajectory, renderer: Renderer, recipe: Recipe, config: DatasetConfig
 ) -> Example | str:
@@ -309,11 +301,14 @@ def _example(
     steps = steps_in_text(trajectory, recipe, config)
     spans = step_spans(trajectory.prompt, steps)
     trained = [is_trained(step, recipe, config) for step in steps]
-    rendered = renderer.render_example(
-        trajectory_messages(replace(trajectory, steps=steps)),
-        trained=_joined(span for span, yes in zip(spans, trained, strict=True) if yes),
-        masked=_joined(span for span, yes in zip(spans, trained, strict=True) if not yes),
-    )
+    try:
+        rendered = renderer.render_example(
+            trajectory_messages(replace(trajectory, steps=steps)),
+            trained=_joined(span for span, yes in zip(spans, trained, strict=True) if yes),
+            masked=_joined(span for span, yes in zip(spans, trained, strict=True) if not yes),
+        )
+    except (TemplateError, DataError) as exc:
+        raise type(exc)(f"trajectory {trajectory.trajectory_id!r}: {exc}") from exc
     if rendered is None:
         return TOO_LONG
     if not any(rendered.loss_mask):
@@ -381,6 +376,12 @@ def _num_trained(examples: Iterable[Example]) -> int:
 def _count_line(name: str, summary: DatasetSummary) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
     return f"{name}: {summary.num_trajectories} trajectories" + (f", {reasons}" if reasons else "")
+
+
+def _remedy(summaries: Iterable[DatasetSummary]) -> str:
+    reasons = {reason for summary in summaries for reason in summary.dropped}
+    known = [remedy for reason, remedy in REMEDIES.items() if reason in reasons]
+    return " or ".join(["collect more tasks", *known])
 
 
 def _check(example: Example) -> None:

@@ -8,8 +8,8 @@ agent was trained on, and validation losses can be compared. It reads no traject
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 
-from step_ray.config import DatasetConfig
 from step_ray.errors import ConfigError
+from step_ray.recipe import DatasetConfig
 from step_ray.types import Trajectory
 
 

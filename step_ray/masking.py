@@ -6,14 +6,16 @@ examples (dataset.py), exports and counts (data/) all ask here, so they cannot d
 
 from collections.abc import Iterable
 
-from step_ray.config import DatasetConfig, Recipe
-from step_ray.types import Step, StepKind, Trajectory
+from step_ray.react import without_reflection
+from step_ray.recipe import DatasetConfig, Recipe
+from step_ray.types import Source, Step, StepKind, Trajectory
 
 NOT_SUCCESSFUL = "not successful"
 LOW_REWARD = "reward below min_reward"
 TOO_LONG = "longer than student.max_length"
 NOTHING_TRAINED = "nothing trained"
 SAME_ROLLOUT = "same as another rollout"
+OTHER_SOURCE = "of a source that the policy leaves out"
 
 
 def unwanted(trajectory: Trajectory, config: DatasetConfig) -> str | None:
@@ -38,27 +40,43 @@ def distinct(trajectories: Iterable[Trajectory]) -> tuple[list[Trajectory], int]
     return list(first.values()), num_seen - len(first)
 
 
+def is_left_out(trajectory: Trajectory, recipe: Recipe) -> bool:
+    """Whether an arm trains on no trajectory of this source; those of unknown players stay."""
+    if trajectory.source is Source.SELF_REFLECTED:
+        return not recipe.self_reflected
+    is_golden = trajectory.source is Source.EXPERT
+    return is_golden and not (recipe.golden or recipe.golden_collect)
+
+
 def steps_in_text(
     trajectory: Trajectory, recipe: Recipe, config: DatasetConfig
 ) -> tuple[Step, ...]:
-    """The steps that the learner reads.
+    """The steps that the learner reads, in the words that it reads.
 
     `error_steps: remove` (ablation) deletes error steps with their observations. What is left is
     text of an episode that never happened: the correction answers an observation that it never saw.
+    `reflection: false` (ablation) takes the reflection out of each correction; the episode happened
+    as it stands, for the same action was executed.
     """
-    if recipe.error_steps == "keep":
-        return trajectory.steps
-    faulty = _faulty_kinds(config)
-    return tuple(step for step in trajectory.steps if step.kind not in faulty)
+    steps = trajectory.steps
+    if recipe.error_steps == "remove":
+        faulty = _faulty_kinds(recipe, config)
+        steps = tuple(step for step in steps if step.kind not in faulty)
+    return steps if recipe.reflection else tuple(map(without_reflection, steps))
 
 
 def is_trained(step: Step, recipe: Recipe, config: DatasetConfig) -> bool:
     """Whether the learner is trained on a step (delta_i of STeP, arXiv 2505.20023)."""
     if step.kind is StepKind.UNJUDGED:
         return False
-    return not (recipe.mask_errors and step.kind in _faulty_kinds(config))
+    return not (recipe.mask_errors and step.kind in _faulty_kinds(recipe, config))
 
 
-def _faulty_kinds(config: DatasetConfig) -> frozenset[StepKind]:
-    suboptimal = {StepKind.SUBOPTIMAL} if config.mask_suboptimal else set()
+def masks_suboptimal(recipe: Recipe, config: DatasetConfig) -> bool:
+    """Whether an arm takes suboptimal steps for errors; its own word comes before the run's."""
+    return config.mask_suboptimal if recipe.mask_suboptimal is None else recipe.mask_suboptimal
+
+
+def _faulty_kinds(recipe: Recipe, config: DatasetConfig) -> frozenset[StepKind]:
+    suboptimal = {StepKind.SUBOPTIMAL} if masks_suboptimal(recipe, config) else set()
     return frozenset({StepKind.ERROR} | suboptimal)

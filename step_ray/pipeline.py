@@ -72,9 +72,8 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> list[Check]:
         checks[f"teacher {teacher.model} at {teacher.base_url}"] = teacher_answers
     # last, because a hub id without a network is tried several times
     student = config.student
-    checks[f"student {student.init}"] = lambda: check_student(
-        student.init, ChatSettings.of(student)
-    )
+    chat = ChatSettings.of(student)
+    checks[f"student {student.init}"] = lambda: check_student(student.init, chat)
     return [_check(what, function) for what, function in checks.items()]
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from jinja2 import Template
 
-from step_ray.config import DatasetConfig, Recipe, ScratchConfig, TrainConfig
+from step_ray.config import ScratchConfig, TrainConfig
 from step_ray.dataset import Example, build_examples, write_examples
 from step_ray.envs import make_env
 from step_ray.envs.alfworld.explorer import Explorer
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.envs.alfworld.judge import judge
 from step_ray.llm import ChatModel
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.render import Renderer
 from step_ray.rollout import EpisodeSettings, run_episode
 from step_ray.runinfo import run_info

@@ -6,11 +6,11 @@ an evaluation and of a training example, so the three cannot drift apart.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
-from step_ray.errors import ConfigError
+from step_ray.errors import ConfigError, DataError
 from step_ray.types import Message, Step, Trajectory
 
 _TURN = re.compile(
@@ -66,6 +66,26 @@ def parse_turns(text: str) -> list[Turn] | None:
 def format_correction(reflection: str, thought: str, action: str) -> str:
     """The correction turn: `Thought: <reflection> <thought>` / `Action: <action>`."""
     return format_turn(" ".join(part for part in (reflection, thought) if part), action)
+
+
+def without_reflection(step: Step) -> Step:
+    """A correction as it would stand without its reflection; any other step as it is.
+
+    Raises:
+        DataError: the step's text does not begin with its reflection, so it cannot be taken out.
+    """
+    if not step.reflection:
+        return step
+    if step.text != format_turn(step.thought, step.action) or not step.thought.startswith(
+        step.reflection
+    ):
+        raise DataError(
+            f"step {step.index}: its text does not begin with its reflection"
+            f" {step.reflection[:40]!r}; keep `reflection: true` for this data"
+        )
+    thought = step.thought.removeprefix(step.reflection).removeprefix(" ")
+    text = format_turn(thought, step.action)
+    return replace(step, text=text, thought=thought, reflection=None)
 
 
 @cache

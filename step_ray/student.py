@@ -17,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -185,6 +186,7 @@ def check_student(init: str, chat: ChatSettings) -> None:
     if init == "scratch":
         return
     source = resolve_init(init)
+    _causal_config(source)  # first: a tokenizer's loader reads it too, and would be blamed
     tokenizer = load_tokenizer(source, chat)
     check_model(source, tokenizer)
     check_chat(tokenizer)
@@ -200,14 +202,7 @@ def check_model(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         ConfigError: no causal language model, unreadable weights, or a token without an embedding.
     """
-    try:
-        config = load_config(source)
-    except LOAD_FAULTS as exc:
-        raise ConfigError(_load_fault("config", source, exc)) from exc
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ConfigError(
-            f"student.init: {source!r} is a {config.model_type!r}, no causal language model"
-        )
+    config = _causal_config(source)
     if Path(source).is_dir():
         _check_weights(Path(source))
     last, size = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
@@ -217,6 +212,18 @@ def check_model(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
             f" {source!r} ends at {size - 1} (vocab_size); use the model's own tokenizer, or resize"
             " its embedding"
         )
+
+
+def _causal_config(source: str) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = load_config(source)
+    except LOAD_FAULTS as exc:
+        raise ConfigError(_load_fault("config", source, exc)) from exc
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(
+            f"student.init: {source!r} is a {config.model_type!r}, no causal language model"
+        )
+    return config
 
 
 def _check_weights(folder: Path) -> None:

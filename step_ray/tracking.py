@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,7 +54,7 @@ class Trackers:
             if isinstance(value, int | float) and math.isfinite(value) and key != "step"
         }
         for tracker in list(self._open):
-            self._try(tracker, lambda tracker=tracker: tracker.log(line["step"], numbers))
+            self._try(tracker, partial(tracker.log, line["step"], numbers))
 
     def close(self) -> None:
         """Close all; safe to call twice."""

@@ -19,7 +19,8 @@ class TrackingConfig(Section):
     tensorboard: bool = False
     """Event files in the folder `tensorboard` beside metrics.jsonl."""
     mlflow: str = ""
-    """Tracking URI (`http://...`, `sqlite:///...`); empty: off."""
+    """Address of a tracking server, or `sqlite:///<file>`, which needs the whole of mlflow; empty:
+    off."""
     wandb: Literal["off", "offline", "online"] = "off"
     """`offline` writes below the folder of metrics.jsonl; `wandb sync` sends it later."""
     project: str = "step_ray"

@@ -273,7 +273,13 @@ IM = ("<|im_start|>", "<|im_end|>")
 INST = ("[INST]", "[/INST]")
 FORMATS = {
     "llama2": Format(
-        LLAMA2, llama2, "</s>", "</s>", "<s>", ("<s>", "</s>"), ("sp_legacy", "sp_first")
+        LLAMA2,
+        llama2,
+        "</s>",
+        "</s>",
+        "<s>",
+        ("<s>", "</s>"),
+        ("sp_legacy", "sp_first", "sp_always"),
     ),
     "llama3": Format(
         LLAMA3,
@@ -306,7 +312,7 @@ FORMATS = {
         "</s>",
         "<s>",
         ("<s>", "</s>", *INST),
-        ("sp_first",),
+        ("sp_first", "sp_always"),
         folds=True,
     ),
     "mistral_tekken": Format(
@@ -370,8 +376,8 @@ def _sentence_piece(scheme):
     if scheme == "legacy":  # Llama 2: each text between control tokens gets a blank of its own.
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), marks])
         tokenizer.decoder = _decoder(strip=True)
-    elif scheme == "first":  # Mistral v3: the first text of all only.
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    elif scheme in ("first", "always"):  # the first text of all only; each that has no blank
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
         tokenizer.decoder = _decoder(strip=True)
     else:  # Gemma: none.
         tokenizer.normalizer = marks
@@ -380,7 +386,8 @@ def _sentence_piece(scheme):
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
     # Trained on words, as SentencePiece does, so that no token spans two of them.
     words = [word for text in CORPUS for word in text.replace("\n", " \n ").split(" ") if word]
-    tokenizer.train_from_iterator(words, trainer)
+    lead = " " if scheme == "plain" else ""
+    tokenizer.train_from_iterator([lead + word for word in words], trainer)
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = state["added_tokens"][:1]  # The bytes are ordinary tokens.
     return Tokenizer.from_str(json.dumps(state))
@@ -396,6 +403,7 @@ BACKENDS = {
     "byte_level_nfc": lambda: _byte_level(normalizers.NFC()),
     "sp_legacy": lambda: _sentence_piece("legacy"),
     "sp_first": lambda: _sentence_piece("first"),
+    "sp_always": lambda: _sentence_piece("always"),
     "sp_plain": lambda: _sentence_piece("plain"),
 }
 

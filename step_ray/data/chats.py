@@ -8,9 +8,16 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
 
-from step_ray.config import DatasetConfig, Recipe
-from step_ray.masking import NOTHING_TRAINED, is_trained, steps_in_text, unwanted
+from step_ray.masking import (
+    NOTHING_TRAINED,
+    OTHER_SOURCE,
+    is_left_out,
+    is_trained,
+    steps_in_text,
+    unwanted,
+)
 from step_ray.react import conversation
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.types import Source, Step, Trajectory
 
 MIXED = "error and correction in one turn"
@@ -53,7 +60,8 @@ class ExportPolicy:
     """What is exported, and with which flags."""
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=lambda: Recipe(policy="step"))
+    """Its `match` is not applied: one trajectory does not know the others."""
     mixed: Mixed = "drop"
     """A turn that is partly trained: drop its trajectory, or split the turn in two."""
 
@@ -62,8 +70,12 @@ def to_chat(trajectory: Trajectory, policy: ExportPolicy) -> Chat | str:
     """The conversation of a trajectory, or why it has none.
 
     As in training, the last observation is left out: nobody answers it.
+
+    Raises:
+        DataError: a reflection is to be left out, but cannot be told from the rest of its step.
     """
     reason = unwanted(trajectory, policy.dataset)
+    reason = reason or (OTHER_SOURCE if is_left_out(trajectory, policy.recipe) else None)
     if reason:
         return reason
     steps = steps_in_text(trajectory, policy.recipe, policy.dataset)

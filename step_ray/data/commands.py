@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from step_ray.config import DatasetConfig, Recipe, RunConfig, parse_config
+from step_ray.config import RunConfig, parse_config
 from step_ray.errors import ConfigError
+from step_ray.recipe import POLICIES, DatasetConfig, Recipe
 
 if TYPE_CHECKING:
     from step_ray.data.ingest import ImportSummary
@@ -75,6 +76,9 @@ def export_command(
     ] = "",
     keep: Keep = "success",
     min_reward: MinReward = None,
+    policy_name: Annotated[
+        str, typer.Option("--policy", help=f"flags of one of {', '.join(POLICIES)}")
+    ] = "step",
     mask: Annotated[bool, typer.Option(help="flag error steps as not trained")] = True,
     train_suboptimal: Annotated[
         bool, typer.Option("--train-suboptimal", help="flag suboptimal steps as trained")
@@ -91,14 +95,14 @@ def export_command(
 
     _one_of("--format", form, ("openai", "sharegpt", "parquet"))
     _one_of("--keep", keep, ("success", "all"))
+    _one_of("--policy", policy_name, tuple(POLICIES))
     _one_of("--mixed", mixed, ("drop", "split"))
     policy = ExportPolicy(
         dataset=DatasetConfig(
             keep=keep,  # type: ignore[arg-type]
             min_reward=min_reward,
-            mask_suboptimal=not train_suboptimal,
         ),
-        recipe=Recipe(mask_errors=mask),
+        recipe=_export_recipe(policy_name, mask, train_suboptimal),
         mixed=mixed,  # type: ignore[arg-type]
     )
     folders = trajectory_folders(path).values()
@@ -166,6 +170,16 @@ def replay(
         print(line)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _export_recipe(policy: str, mask: bool, train_suboptimal: bool) -> Recipe:
+    """The policy with the flags over it."""
+    fields: dict[str, Any] = {"policy": policy}
+    if not mask:
+        fields |= {"mask_errors": False, "mask_suboptimal": None}
+    elif train_suboptimal:
+        fields["mask_suboptimal"] = False
+    return Recipe.model_validate(fields)
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:

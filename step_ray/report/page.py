@@ -46,7 +46,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
     rows = results_rows(inputs)
     confidences = [row.report.success_rate.confidence for row in rows if row.report]
     confidence = confidences[0] if confidences else DEFAULT_CONFIDENCE
-    mask_suboptimal = inputs.config.get("dataset", {}).get("mask_suboptimal", True)
+    mask_suboptimal = _masks_suboptimal(inputs.config)
     html = (
         _environment()
         .get_template("report.html.j2")
@@ -213,6 +213,16 @@ def collection_summary(
 
 def _num_corrections(trajectory: Trajectory) -> int:
     return sum(step.kind is StepKind.CORRECTION for step in trajectory.steps)
+
+
+def _masks_suboptimal(config: Mapping[str, Any]) -> bool:
+    """What the first arm that masks errors does with suboptimal steps."""
+    default: bool = config.get("dataset", {}).get("mask_suboptimal", True)
+    for arm in config.get("arms", {}).values():
+        if arm.get("self_reflected") and arm.get("mask_errors", True):
+            own: bool | None = arm.get("mask_suboptimal")
+            return default if own is None else own
+    return default
 
 
 def pick_examples(collection: Sequence[Trajectory]) -> list[Trajectory]:

@@ -11,6 +11,7 @@ import pytest
 
 from step_ray.envs import make_env
 from step_ray.envs.scienceworld import jvm, tables
+from step_ray.envs.scienceworld.content import content_fingerprint
 from step_ray.envs.scienceworld.text import choices, is_look, is_noop, question
 from step_ray.errors import ConfigError, EnvError
 from step_ray.types import Task
@@ -54,6 +55,22 @@ def ask(env):
 
 
 # Texts
+
+
+def test_objects_are_listed_in_one_order_however_often_a_task_is_loaded(env):
+    art_studio = task("find-non-living-thing", 104)
+    first = {env.reset(art_studio) for _ in range(6)}
+    assert len(first) == 1
+    assert "a wood cup (containing" in first.pop()
+
+
+def test_a_variation_has_one_content_and_another_has_another():
+    world = jvm.shared_pool(HEAP_MB).lend()
+    contents = [
+        content_fingerprint(world, task("find-animal", number), "easy") for number in (0, 1, 0)
+    ]
+    world.give_back()
+    assert contents[0] == contents[2] != contents[1]
 
 
 def test_choices_are_read_from_a_prompt_only():

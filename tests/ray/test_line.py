@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from rich.console import Console
 
 from step_ray.config import ScratchConfig, parse_config
+from step_ray.dataset import read_examples
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.envs.alfworld.judge import judge
 from step_ray.errors import RunStateError
@@ -163,6 +164,50 @@ def test_redo_makes_again_what_has_changed_and_keeps_the_old(line):
     (old,) = (config.run_dir / "replaced").glob("*-report")
     assert (old / "report" / "index.html").is_file()
     assert (config.run_dir / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_rejection_fine_tuning_needs_no_teacher_and_leaves_held_out_tasks_alone(
+    ray_cluster, tmp_path
+):
+    settings = {
+        "name": "rft",
+        "output_dir": str(tmp_path),
+        "student": {"init": "builtin:tiny-base", "max_length": 2048},
+        "env": {"prompt": "alfworld_short", "max_steps": 12, "generator": {"size": "tiny"}},
+        "tasks": {"num_expert": 8, "num_collect": 8, "num_eval": 2},
+        "train": {"epochs": 1, "learning_rate": 3e-4, "batch_tokens": 2048, "lora_rank": 4},
+        "train_arm": {"export": "adapter", "validate_every": 1, "select": "best"},
+        "own": {"num_samples": 3, "temperature": 0.5},
+        "collect": {"max_new_tokens": 48},
+        "dataset": {"validation_tasks": 2},
+        "arms": {"rft": {"own_success": True}},
+        "serve": {"port": 0},
+    }
+    config = parse_config(settings)
+    out = start(config)
+
+    assert "collect" not in re.findall(r"start +(\S+)", out)
+    own = read_trajectories(config.run_dir / "trajectories" / "own")
+    assert (len(own), {t.source for t in own}) == (24, {Source.STUDENT})
+    assert {t.models["student"] for t in own} == {"base"}
+    assert len({t.seed for t in own}) == 3
+    summary = read_json(config.run_dir / "datasets" / "rft" / "summary.json")
+    held_out = {t.task.task_id for t in read_trajectories(config.run_dir / "trajectories/golden")}
+    assert summary["by_source"]["expert"] == len(held_out) - 2 == 6
+    assert summary["num_validation"] == 2
+    won = [t for t in own if t.success]
+    assert won
+    trained = read_examples(config.run_dir / "datasets" / "rft")
+    names = {e.trajectory_id for e in trained if e.source == "student"}
+    assert names
+    assert names <= {t.trajectory_id for t in won}
+    validated = read_examples(config.run_dir / "datasets" / "rft" / "validation")
+    assert not {e.trajectory_id for e in validated} & {e.trajectory_id for e in trained}
+    assert (config.run_dir / "models" / "rft" / "adapter_config.json").is_file()
+    played = read_trajectories(config.run_dir / "evaluate" / "rft")
+    assert {t.models["student"] for t in played} == {"rft"}
+    assert "validation loss" in (config.run_dir / "report" / "index.html").read_text()
 
 
 # The settings of the shipped config for the reference models, without GPU and vLLM

@@ -45,8 +45,11 @@ def inputs(tmp_path_factory) -> dict:
     columns = {"input_ids": ids, "loss_mask": mask}
     write(folder / "examples", columns, types)
     held_out = {name: values[:10] for name, values in columns.items()}
-    # the first quarter of a text stands for its errors
+    # the first quarter of a text stands for its errors, in words that no trained text has
     held_out["error_mask"] = [[i < len(row) // 4 for i in range(len(row))] for row in ids[:10]]
+    held_out["input_ids"] = [
+        [x + 100 * (i < len(r) // 4) for i, x in enumerate(r)] for r in ids[:10]
+    ]
     write(folder / "held_out", held_out, types | {"error_mask": pa.list_(pa.bool_())})
     return {"init": str(folder / "model"), "examples_dir": folder / "examples", "dtype": "float32"}
 
@@ -130,8 +133,7 @@ def test_validations_come_every_so_many_steps_and_at_the_end(uninterrupted):
     last = result["num_steps"]
     assert [line["step"] for line in validated] == [*range(30, last, 30), last]
     assert validated[-1]["validation_loss"] < validated[0]["validation_loss"]
-    # the errors are not trained, so the model is no likelier to make them than by chance
-    assert all(line["error_nll"] > line["validation_loss"] for line in validated)
+    assert validated[-1]["error_nll"] > validated[-1]["validation_loss"] + 1
     assert result["validation_loss"] == validated[-1]["validation_loss"]
     assert result["error_nll"] == validated[-1]["error_nll"]
 

@@ -9,6 +9,7 @@ import yaml
 
 from step_ray.config import expand_path, load_config, parse_config
 from step_ray.errors import ConfigError
+from step_ray.recipe import POLICIES, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
@@ -53,7 +54,34 @@ def test_defaults_compare_golden_only_with_step_and_with_step_without_mask():
     assert config.run_dir == Path("runs/r")
 
 
+def test_a_policy_sets_the_fields_that_an_arm_does_not_give():
+    given = {"a": "no_reflection", "b": {"policy": "no_mask", "golden": False}, "c": {}}
+    arms = parse_config({"name": "r", "arms": given}).arms
+    assert arms["a"] == Recipe(policy="no_reflection", self_reflected=True, reflection=False)
+    assert arms["b"] == Recipe(
+        policy="no_mask", self_reflected=True, mask_errors=False, golden=False
+    )
+    assert arms["c"] == Recipe()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_is_a_recipe_with_all_of_its_fields(policy):
+    fields = Recipe.model_validate(policy).model_dump()
+    assert POLICIES[policy].items() <= fields.items()
+
+
 # What is wrong
+
+
+def test_an_unknown_policy_is_refused_with_the_known_ones():
+    line = fault({"arms": {"a": "no_masks"}})
+    assert line.startswith("arms.a.policy: ")
+    assert "'no_mask'" in line and "'no_masks'" in line
+
+
+def test_an_arm_cannot_train_all_steps_and_mask_some():
+    arm = {"policy": "no_mask", "mask_suboptimal": True}
+    assert "mask_errors: false trains all; drop one" in fault({"arms": {"a": arm}})
 
 
 def test_an_unknown_key_is_named_with_the_known_ones():
@@ -116,6 +144,29 @@ def test_arms_train_with_their_own_settings():
             "arms.fill: match 'trained_tokens' is for golden data; drop self_reflected or match",
         ),
         ({"arms": {"none": {"golden": False}}}, "arms.none: the arm trains on nothing; set golden"),
+        (
+            {"arms": {"fill": {"match": "trained_tokens", "own_success": True}}},
+            "arms.fill: match 'trained_tokens' is for golden data; drop own_success or match",
+        ),
+        ({"own": {"temperature": 0}}, "own: temperature 0 plays every sample alike; raise it"),
+        (
+            {"dataset": {"validation_share": 0.1, "validation_tasks": 3}},
+            "dataset: validation_share and validation_tasks are both set; keep one",
+        ),
+        (
+            {"train": {"select": "best"}},
+            "train.select: 'best' needs a validation loss; set dataset",
+        ),
+        ({"train_arm": {"select": "best"}}, "train_arm.select: 'best' needs a validation loss"),
+        (
+            {"train": {"lora_rank": 4, "export": "adapter"}},
+            "train.export: the base agent is what arms start from and what is served; use",
+        ),
+        (
+            {"train_arm": {"lora_rank": 4, "export": "adapter"}, "serve": {"engine": "vllm"}},
+            "train_arm.export: 'adapter' is served by the engine 'transformers' only",
+        ),
+        ({"train_arm": {"num_workers": [2, 1]}}, "train_arm.num_workers: give a number of 1 or"),
     ],
 )
 def test_a_bad_value_is_named(data, line):

@@ -8,7 +8,6 @@ from builders import make_step, make_trajectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_ray.config import DatasetConfig, Recipe
 from step_ray.data.agenttraj import current_action, current_observation, env_of, read_turn
 from step_ray.data.chats import MIXED, ExportPolicy, to_chat
 from step_ray.data.export import export_file
@@ -24,6 +23,7 @@ from step_ray.data.ingest import (
 from step_ray.errors import ConfigError, DataError
 from step_ray.masking import NOT_SUCCESSFUL, NOTHING_TRAINED
 from step_ray.react import parse_turn
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.store import read_trajectories, write_shard
 from step_ray.types import Source, StepKind
 
@@ -134,7 +134,7 @@ def test_policy_of_the_mask_is_the_policy_of_the_flags():
     subopt = make_step("Action: wait", "desk", StepKind.SUBOPTIMAL)
     trajectory = make_trajectory(EPISODE[0], subopt, EPISODE[2])
     assert flags(to_chat(trajectory, ExportPolicy())) == [False, False, True]
-    no_mask = ExportPolicy(recipe=Recipe(mask_errors=False))
+    no_mask = ExportPolicy(recipe=Recipe(policy="no_mask"))
     assert flags(to_chat(trajectory, no_mask)) == [True, True, True]
     trained = ExportPolicy(dataset=DatasetConfig(mask_suboptimal=False))
     assert flags(to_chat(trajectory, trained)) == [False, True, True]
@@ -146,7 +146,7 @@ def test_a_turn_with_error_and_correction_is_dropped_or_split():
     split = to_chat(trajectory, ExportPolicy(mixed="split"))
     assert [turn.content for turn in split.turns[2:]] == ["Action: go", "Action: take"]
     assert flags(split) == [False, True]
-    whole = to_chat(trajectory, ExportPolicy(recipe=Recipe(mask_errors=False)))
+    whole = to_chat(trajectory, ExportPolicy(recipe=Recipe(policy="no_mask")))
     assert [turn.content for turn in whole.turns[2:]] == ["Action: go\nAction: take"]
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from builders import make_step, make_task, make_trajectory
 
-from step_ray.config import DatasetConfig
 from step_ray.data.stats import KeepRules, Lengths, set_stats
 from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, NOTHING_TRAINED, TOO_LONG
+from step_ray.recipe import DatasetConfig
 from step_ray.store import write_shard
 from step_ray.types import StepKind, StopReason, Verdict, VerdictLabel
 
@@ -137,8 +137,26 @@ def test_export_and_import_say_what_became_of_all(step_ray, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("args", "counts"),
+    [
+        (("--policy", "no_mask"), "4 trained, 0 masked"),
+        (("--no-mask",), "4 trained, 0 masked"),
+        (("--policy", "mask_suboptimal", "--no-mask"), "4 trained, 0 masked"),
+        (("--policy", "no_reflection"), "3 trained, 1 masked"),
+        (("--policy", "replace"), "3 trained, 0 masked"),
+    ],
+)
+def test_an_export_takes_its_flags_from_a_policy(step_ray, tmp_path, args, counts):
+    write_shard(tmp_path / "c", trajectories())
+    out = tmp_path / "out.jsonl"
+    code, text, _ = step_ray("data", "export", tmp_path / "c", out, "--format", "openai", *args)
+    assert (code, text.splitlines()[-1]) == (0, f"turns of the agent: {counts}")
+
+
+@pytest.mark.parametrize(
     ("args", "line"),
     [
+        (("export", "x", "o.jsonl", "--format", "openai", "--policy", "x"), "--policy: 'x' is not"),
         (("stats", "x"), "PATH: 'x' holds no trajectories; give a run folder or one of its"),
         (("export", "x", "o.jsonl", "--format", "csv"), "--format: 'csv' is not known; use one of"),
         (("import", "x.txt", "o"), "file 'x.txt': its name ends in none of ['.jsonl',"),

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from builders import PROMPT, make_step, make_task, make_trajectory
 
-from step_ray.config import DatasetConfig, Recipe
+from step_ray.data.chats import ExportPolicy, to_chat
 from step_ray.dataset import (
     CUT_TO_MATCH,
     Example,
@@ -14,15 +14,21 @@ from step_ray.dataset import (
     build_dataset,
     build_examples,
     build_validation,
-    colour_example,
     read_examples,
     select_for_recipe,
     step_spans,
     write_examples,
 )
 from step_ray.errors import DataError
-from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, SAME_ROLLOUT, TOO_LONG
+from step_ray.masking import (
+    LOW_REWARD,
+    NOT_SUCCESSFUL,
+    OTHER_SOURCE,
+    SAME_ROLLOUT,
+    TOO_LONG,
+)
 from step_ray.react import conversation
+from step_ray.recipe import POLICIES, DatasetConfig, Recipe
 from step_ray.render import Renderer, Span
 from step_ray.student import train_tokenizer
 from step_ray.types import Source, StepKind, StopReason
@@ -260,8 +266,49 @@ def test_an_empty_dataset_names_the_sources_the_counts_and_what_to_do():
     assert f"golden: 2 trajectories, 1 {TOO_LONG}, 1 {NOT_SUCCESSFUL}" in line
     assert f"self_reflected: 3 trajectories, 2 {TOO_LONG}, 1 {NOT_SUCCESSFUL}" in line
     assert "golden_collect" not in line
-    assert "raise student.max_length" in line
+    assert line.endswith(
+        "; collect more tasks or set dataset.keep: all or raise student.max_length"
+    )
     assert "\n" not in line
+
+
+def test_a_dataset_that_is_masked_as_a_whole_says_what_masks_it():
+    failed = trajectory("s", source=Source.SELF_REFLECTED, steps=(reflected("a").steps[0],))
+
+    with pytest.raises(DataError) as caught:
+        dataset(Sources(self_reflected=[failed]), golden=False, self_reflected=True)
+
+    assert str(caught.value) == (
+        "dataset: no training examples (self_reflected: 1 trajectories, 1 nothing trained);"
+        " collect more tasks or mask fewer kinds of steps (policy no_mask trains all)"
+    )
+
+
+def test_a_source_of_which_nothing_is_kept_shows_in_the_summary():
+    sources = replace(SOURCES, self_reflected=[reflected("s3", success=False)])
+
+    _, summary = dataset(sources, policy="step")
+
+    assert summary.empty_sources == ("self_reflected",)
+    assert dataset(SOURCES, policy="step")[1].empty_sources == ()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_export_flags_what_the_mask_of_the_same_policy_trains(policy):
+    recipe = Recipe(policy=policy)
+    suboptimal = make_step("Action: look", "room", StepKind.SUBOPTIMAL)
+    steps = (*reflected("s").steps, suboptimal, make_step())
+    one = trajectory("s", source=Source.SELF_REFLECTED, steps=steps)
+    [example], _ = build_examples([one], Renderer(TOKENIZER, 100), recipe, DatasetConfig())
+    trained = zip(example.input_ids, example.loss_mask, strict=True)
+
+    chat = to_chat(one, ExportPolicy(recipe=recipe))
+
+    if policy == "golden_only":
+        assert chat == OTHER_SOURCE
+        return
+    flagged = [turn.content + "<|end|>" for turn in chat.turns if turn.trained]
+    assert TOKENIZER.decode([token for token, mask in trained if mask]) == "".join(flagged)
 
 
 def test_examples_come_back_equal_and_in_order(tmp_path):
@@ -300,22 +347,6 @@ def test_no_examples_are_not_written(tmp_path):
 def test_a_missing_training_set_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match=r"examples\.parquet"):
         read_examples(tmp_path)
-
-
-def test_colours_show_trained_masked_and_given_text():
-    [one], _ = build([reflected("a")])
-
-    text = colour_example(one, TOKENIZER)
-
-    coloured = {str(span.style): "" for span in text.spans}
-    for span in text.spans:
-        coloured[str(span.style)] += text.plain[span.start : span.end]
-    assert coloured == {
-        "dim": "<|bos|><|system|>rules<|end|><|user|>room<|end|><|assistant|>"
-        "<|user|>nothing<|end|><|assistant|>",
-        "dim red": "Action: go<|end|>",
-        "green": "Action: take<|end|>",
-    }
 
 
 def rollout(number, text, *, task="t", success=True):

@@ -3,9 +3,9 @@
 import pytest
 from builders import make_task, make_trajectory
 
-from step_ray.config import DatasetConfig
 from step_ray.errors import ConfigError
 from step_ray.holdout import held_out_tasks, split
+from step_ray.recipe import DatasetConfig
 
 U1 = [f"u1-{i}" for i in range(10)]
 U2 = [f"u2-{i}" for i in range(20)]

@@ -3,15 +3,17 @@
 `+` before a token: trained. `-`: written by the agent and masked. Nothing: prompt or observation.
 """
 
+from dataclasses import replace
+
 import pytest
 from builders import PROMPT, make_step, make_trajectory
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from step_ray.config import DatasetConfig, Recipe
 from step_ray.dataset import build_examples
-from step_ray.errors import TemplateError
+from step_ray.errors import DataError, TemplateError
 from step_ray.masking import NOTHING_TRAINED, TOO_LONG
+from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.render import Renderer
 from step_ray.student import CHAT_TEMPLATE
 from step_ray.types import Message, StepKind
@@ -216,6 +218,107 @@ def test_remove_keeps_suboptimal_steps_that_are_not_masked():
 
     assert "+go" in kept
     assert " ".join(removed) == HEAD + "+look +<|end|>"
+
+
+EPISODE = (
+    error("Action: go", "nothing"),
+    make_step(
+        "Thought: wrong mug\nAction: take",
+        "mug",
+        StepKind.CORRECTION,
+        thought="wrong mug",
+        action="take",
+        reflection="wrong",
+    ),
+    act("Action: look", "good", StepKind.SUBOPTIMAL),
+    act("Action: take", "room"),
+)
+GIVEN = [1, 3, 13, 2, 4, 14, 2, 5]  # bos system rules end user room end assistant
+ERROR = [7, 8, 11, 2]  # Action : go end
+AFTER_ERROR = [4, 17, 2, 5]  # user nothing end assistant
+CORRECTION = [6, 8, 18, 16, 9, 7, 8, 12, 2]  # Thought : wrong mug newline Action : take end
+SHORT = [6, 8, 16, 9, 7, 8, 12, 2]  # without "wrong", the reflection
+AFTER_CORRECTION = [4, 16, 2, 5]
+SUBOPTIMAL = [7, 8, 10, 2]  # Action : look end
+AFTER_SUBOPTIMAL = [4, 19, 2, 5]
+LAST = [7, 8, 12, 2]
+FULL = [GIVEN, ERROR, AFTER_ERROR, CORRECTION, AFTER_CORRECTION]
+FULL += [SUBOPTIMAL, AFTER_SUBOPTIMAL, LAST]
+UNREFLECTED = [SHORT if part is CORRECTION else part for part in FULL]
+
+
+@pytest.mark.parametrize(
+    ("policy", "parts", "signs"),
+    [  # one sign for each part: + trained, - the agent's and masked, . context
+        ("step", FULL, ".-.+.-.+"),
+        ("mask_suboptimal", FULL, ".-.+.-.+"),
+        ("train_suboptimal", FULL, ".-.+.+.+"),
+        ("no_mask", FULL, ".+.+.+.+"),
+        ("no_reflection", UNREFLECTED, ".-.+.-.+"),
+        ("replace", [GIVEN, CORRECTION, AFTER_CORRECTION, LAST], ".+.+"),
+        ("golden_only", FULL, ".-.+.-.+"),
+    ],
+)
+def test_ids_and_masks_of_each_policy_from_one_episode_by_hand(policy, parts, signs):
+    [example], _ = build(make_trajectory(*EPISODE), Recipe(policy=policy))
+
+    assert list(example.input_ids) == [token for part in parts for token in part]
+    spread = [sign for part, sign in zip(parts, signs, strict=True) for _ in part]
+    assert list(example.loss_mask) == [sign == "+" for sign in spread]
+    assert list(example.error_mask) == [sign == "-" for sign in spread]
+
+
+@pytest.mark.parametrize(("arm", "sign"), [("step", "+"), ("mask_suboptimal", "-")])
+def test_an_arm_masks_suboptimal_steps_as_the_run_does_unless_it_says_otherwise(arm, sign):
+    steps = (act("go", "desk", StepKind.SUBOPTIMAL), act("look", "mug"))
+
+    got = shown(make_trajectory(*steps), Recipe(policy=arm), DatasetConfig(mask_suboptimal=False))
+
+    assert " ".join(got) == (
+        HEAD + f"{sign}go {sign}<|end|> <|user|> desk <|end|> <|assistant|> +look +<|end|>"
+    )
+
+
+def test_an_unexecuted_error_is_masked_before_a_correction_without_reflection():
+    steps = (error("Action: go", None), replace(EPISODE[1], observation="mug"))
+
+    got = shown(make_trajectory(*steps), Recipe(policy="no_reflection"))
+
+    assert " ".join(got) == (
+        HEAD + "-Action -: -go +\n +Thought +: +mug +\n +Action +: +take +<|end|>"
+    )
+
+
+def test_a_correction_of_nothing_but_reflection_keeps_its_action():
+    step = make_step(
+        "Thought: wrong\nAction: take",
+        "mug",
+        StepKind.CORRECTION,
+        thought="wrong",
+        action="take",
+        reflection="wrong",
+    )
+
+    got = shown(make_trajectory(error("go", "nothing"), step), Recipe(policy="no_reflection"))
+
+    assert " ".join(got).endswith("<|assistant|> +Action +: +take +<|end|>")
+
+
+def test_a_reflection_that_does_not_begin_its_step_cannot_be_left_out():
+    step = replace(EPISODE[1], reflection="mug")
+
+    with pytest.raises(DataError, match=r"step 0: .*'mug'; keep `reflection: true`"):
+        build(make_trajectory(EPISODE[0], step), Recipe(policy="no_reflection"))
+
+
+def test_a_template_fault_names_the_trajectory():
+    steps = (error("look", None), correction("take", "mug"))
+    mangled = word_tokenizer(
+        CHAT_TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] | upper if loop.last }}")
+    )
+
+    with pytest.raises(TemplateError, match=r"^trajectory 't7': chat template: "):
+        build(make_trajectory(*steps, act("look", "mug"), name="t7"), tokenizer=mangled)
 
 
 def test_a_worked_example_in_the_prompt_is_not_trained():
