@@ -81,15 +81,22 @@ def documents_attention(
     if sliding_window is None and _slides(module):
         raise Unsupported(f"{type(module).__name__} does not hand on its sliding window")
     window = None if sliding_window is None or sliding_window >= max_length_q else sliding_window
-    if _has_varlen_kernel(query_1QTD) and not dropout:
-        return _varlen(
-            (query_1QTD, key_1KTD, value_1KTD), cu_seq_lens_q, max_length_q, scaling, window
-        ), None
+    heads = _as_computed(query_1QTD, key_1KTD, value_1KTD)
+    if _has_varlen_kernel(heads[0]) and not dropout:
+        return _varlen(heads, cu_seq_lens_q, max_length_q, scaling, window), None
     sizes = cu_seq_lens_q.diff().tolist()
-    parts = zip(*(x.split(sizes, dim=2) for x in (query_1QTD, key_1KTD, value_1KTD)), strict=True)
+    parts = zip(*(x.split(sizes, dim=2) for x in heads), strict=True)
     rules = (scaling, dropout, window)
     whole = torch.cat([_one(q, k, v, *rules) for q, k, v in parts], dim=2)
     return whole.transpose(1, 2).contiguous(), None
+
+
+def _as_computed(*heads: Tensor) -> tuple[Tensor, ...]:
+    """In the type of autocast, if it is on: layers may hand on float32 from a norm."""
+    kind = heads[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return heads
+    return tuple(x.to(torch.get_autocast_dtype(kind)) for x in heads)
 
 
 def _slides(module: Any) -> bool:
@@ -111,7 +118,7 @@ def _has_varlen_kernel(query: Tensor) -> bool:
 
 
 def _varlen(
-    heads: tuple[Tensor, Tensor, Tensor],
+    heads: tuple[Tensor, ...],
     ends: Tensor,
     longest: int,
     scaling: float | None,

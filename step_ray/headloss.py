@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**26}
 """Logits alive at once, by device, where the chunk is not configured: what is small beside the
 activations, and large enough that the products run at full speed."""
 MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -171,12 +171,15 @@ def _at_head(
 def sum_nll(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
     """Sum of the negative log probabilities of N tokens, whose logits never exist all at once.
 
-    A plain head goes to torch's chunked cross-entropy, which has the gradients ready when the
-    logits of a chunk are there; any other head is computed again in the backward pass.
+    A plain head in float32 goes to torch's chunked cross-entropy, which has the gradients ready
+    when the logits of a chunk are there; any other is computed again in the backward pass. In half
+    precision torch's would round the sum itself, and the factor of the gradients with it.
     """
     if not len(targets_N):
         return hidden_NH.float().sum()
-    if head.is_plain:
+    kind = hidden_NH.device.type
+    in_float = hidden_NH.dtype == torch.float32 and not torch.is_autocast_enabled(kind)
+    if head.is_plain and in_float:
         return _plain_nll(head, hidden_NH, targets_N)
     total = hidden_NH.new_zeros((), dtype=torch.float32)
     parts = zip(hidden_NH.split(head.chunk), targets_N.split(head.chunk), strict=True)
@@ -186,25 +189,26 @@ def sum_nll(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def _plain_nll(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-    weight: Any = head.module.weight
-    bias: Any = head.module.bias
-    kind = hidden_NH.device.type
-    # The operator below does not know autocast: what the head's product would be cast to, is.
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_NH.dtype
-    loss: Tensor = F.linear_cross_entropy(
-        hidden_NH.to(dtype),
-        weight.to(dtype),
+    module: Any = head.module
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=head.chunk, chunking_method=None)
+    return F.linear_cross_entropy(
+        hidden_NH,
+        module.weight,
         targets_N,
-        linear_bias=None if bias is None else bias.to(dtype),
+        linear_bias=module.bias,
         reduction="sum",
-        options=nn.LinearCrossEntropyOptions(batch_chunk_size=head.chunk, chunking_method=None),
+        options=options,
     )
-    return loss.float()
 
 
 def _chunk_nll(head: Head, hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
-    # `forward` and not the module itself: the hook of `_at_head` is on it.
-    logits_CV: Tensor = head.module.forward(hidden_CH).float() * head.scale
+    kind = hidden_CH.device.type
+    # Without the cache each chunk casts the weight for itself, so that the gradients of chunks are
+    # added up in the weight's own type and not in half precision.
+    half = torch.autocast(kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False)
+    with half:
+        # `forward` and not the module itself: the hook of `_at_head` is on it.
+        logits_CV: Tensor = head.module.forward(hidden_CH).float() * head.scale
     if head.softcap is not None:
         logits_CV = head.softcap * torch.tanh(logits_CV / head.softcap)
     return F.cross_entropy(logits_CV, targets_C, reduction="sum")

@@ -45,6 +45,10 @@ def main() -> None:
             f" longest {max(facts['lengths'])}; {args.shape}: {facts['parameters'] / 1e6:.0f}M"
             f" parameters, {args.dtype}; {args.threads} threads"
         )
+        too_short = [m for m in args.trl_modes if row_length(m) < max(facts["lengths"])]
+        if too_short:
+            print(f"left out, for they would cut episodes: {', '.join(too_short)}")
+            args.trl_modes = [mode for mode in args.trl_modes if mode not in too_short]
         runs = [(args.python, "ours", mode) for mode in args.modes]
         runs += [(args.trl_python, "trl", mode) for mode in args.trl_modes]
         results = {(side, mode): run(args, folder, py, side, mode) for py, side, mode in runs}
@@ -69,7 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--trl-modes",
         nargs="+",
-        default=["packed:4096", "padded:4"],
+        default=["packed:4096", "packed:1024", "padded:1", "padded:4"],
         help="packed:TOKENS of a row, padded:ROWS of a pass",
     )
     parser.add_argument("--trl-attention", default="sdpa")
@@ -83,8 +87,8 @@ def parse() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace, folder: Path) -> dict:
     """Write model and examples; gives what is to be known of them."""
-    from step_ray.config import DatasetConfig, Recipe
     from step_ray.dataset import build_examples, write_examples
+    from step_ray.recipe import DatasetConfig, Recipe
     from step_ray.render import Renderer
     from step_ray.student import train_tokenizer
 
@@ -206,6 +210,12 @@ def run(args: argparse.Namespace, folder: Path, python: str, side: str, mode: st
     if done.returncode:
         sys.exit(f"{side} {mode} failed:\n{done.stderr.decode(errors='replace')[-3000:]}")
     return json.loads(done.stdout.decode().strip().splitlines()[-1])
+
+
+def row_length(trl_mode: str) -> float:
+    """Tokens that a row of TRL holds."""
+    kind, _, size = trl_mode.partition(":")
+    return int(size) if kind == "packed" else float("inf")
 
 
 def seconds(result: dict, clock: str) -> float:

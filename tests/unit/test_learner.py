@@ -18,6 +18,13 @@ NUM = 8
 LENGTH = 32
 ALL_AT_ONCE, FOUR_AT_ONCE = NUM * LENGTH, NUM * LENGTH // 2
 LAYOUTS = ("padded", "packed")
+ON_RANKS = {
+    "ddp padded": {"strategy": "ddp", "packing": "padded"},
+    "ddp packed": {"strategy": "ddp", "packing": "packed"},
+    "fsdp2 padded": {"strategy": "fsdp2", "packing": "padded"},
+    "fsdp2 packed": {"strategy": "fsdp2", "packing": "packed"},
+    "fsdp2 packed, LoRA": {"strategy": "fsdp2", "packing": "packed", "lora_rank": 2},
+}
 
 
 def examples():
@@ -55,15 +62,13 @@ def train_step(init, *, held_out_first=False, **changes):
 
 def on_one_of_two_ranks(rank, init, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for strategy in ("ddp", "fsdp2"):
-        for packing in LAYOUTS:
-            settings = {"strategy": strategy, "packing": packing}
-            line, state, _ = train_step(
-                init, micro_batch_tokens=2 * LENGTH, held_out_first=True, **settings
-            )
-            if rank == 0:
-                torch.save((line["loss"], state), Path(folder) / f"{strategy}-{packing}.pt")
-            dist.barrier()
+    for name, settings in ON_RANKS.items():
+        line, state, _ = train_step(
+            init, micro_batch_tokens=2 * LENGTH, held_out_first=True, **settings
+        )
+        if rank == 0:
+            torch.save((line["loss"], state), Path(folder) / f"{name}.pt")
+        dist.barrier()
     dist.destroy_process_group()
 
 
@@ -90,20 +95,23 @@ def all_at_once(init):
     return line["loss"], state
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("packing", LAYOUTS)
-def test_two_passes_of_four_examples_are_one_pass_of_eight(init, all_at_once, packing):
-    config = {"micro_batch_tokens": FOUR_AT_ONCE, "packing": packing}
-    line, state, learner = train_step(init, **config)
+def test_two_passes_of_four_examples_are_one_pass_of_eight(init, all_at_once, packing, recompute):
+    config = {"packing": packing, "gradient_checkpointing": recompute}
+    line, state, learner = train_step(init, micro_batch_tokens=FOUR_AT_ONCE, **config)
     assert len(learner.passes(examples(), range(NUM))) == 2
     assert_same_update((line["loss"], state), all_at_once)
 
 
-@pytest.mark.parametrize("packing", LAYOUTS)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_ranks_with_uneven_masks_make_the_update_of_one(
-    two_ranks, all_at_once, strategy, packing
-):
-    assert_same_update(torch.load(two_ranks / f"{strategy}-{packing}.pt"), all_at_once)
+@pytest.mark.parametrize("name", ON_RANKS)
+def test_two_ranks_with_uneven_masks_make_the_update_of_one(init, two_ranks, all_at_once, name):
+    expected = all_at_once
+    if "LoRA" in name:
+        config = {"packing": "padded", "lora_rank": 2}
+        line, state, _ = train_step(init, micro_batch_tokens=ALL_AT_ONCE, **config)
+        expected = line["loss"], state
+    assert_same_update(torch.load(two_ranks / f"{name}.pt"), expected)
 
 
 def test_a_step_reports_what_it_was_made_of(init):
