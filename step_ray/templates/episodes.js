@@ -367,7 +367,10 @@ async function recall() {
   opened = number < 0 ? null : number;
   const arm = state.get("arm");
   applyFilters();
-  if (opened === null) return;
+  if (opened === null) {
+    if (wanted) byId("panes").replaceChildren(el("p", { class: "warn" }, `${wanted} is not in this file.`));
+    return;
+  }
   await draw();
   if (arm && [...views.arm.options].some((option) => option.value === arm)) {
     views.arm.value = arm;

@@ -158,6 +158,12 @@ def test_the_address_leads_back_to_what_is_shown(viewer):
     assert page.url == address
 
 
+def test_an_address_of_an_episode_that_is_not_here_says_so(viewer):
+    page = viewer("#open=evaluate/step/d/4%23student%230")
+    assert page.inner_text("#panes") == "evaluate/step/d/4#student#0 is not in this file."
+    assert len(listed(page)) == 8
+
+
 def test_hostile_text_is_shown_and_does_nothing(open_page, tmp_path):
     task = make_task(HOSTILE, goal=HOSTILE, task_type=HOSTILE)
     step = make_step(HOSTILE, HOSTILE, StepKind.ERROR, reflection=HOSTILE)
