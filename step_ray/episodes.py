@@ -33,7 +33,12 @@ LABELS = {
     "golden_collect": (GOLDEN, "golden U2"),
 }
 """Folder in `trajectories/` -> sort and name of its episodes."""
-USED_BY = {"collect": "self_reflected", "golden": "golden", "golden_collect": "golden_collect"}
+USED_BY = {
+    "collect": "self_reflected",
+    "golden": "golden",
+    "golden_collect": "golden_collect",
+    "own": "own_success",
+}
 """Folder in `trajectories/` -> field of a `Recipe` that says whether the arm trains on them."""
 OTHER_REASON = "too long, nothing trained, or cut to match: counted under Training data"
 
@@ -215,7 +220,9 @@ class Tokens:
 
     def vocabulary(self) -> dict[int, str]:
         """Token -> text; empty where the model that has the tokenizer is gone."""
-        file = self._run_dir / "models" / self._arm / "tokenizer.json"
+        places = (f"datasets/{self._arm}/tokenizer", f"models/{self._arm}")
+        files = [self._run_dir / place / "tokenizer.json" for place in places]
+        file = next((file for file in files if file.is_file()), files[0])
         if not self._used or not file.is_file():
             return {}
         from tokenizers import Tokenizer
