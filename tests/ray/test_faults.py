@@ -206,7 +206,7 @@ def test_a_lost_node_costs_what_it_had_under_way(games, tmp_path):
         with driver("nodes", endpoint, tasks, tmp_path) as process:
             output, _ = process.communicate(timeout=400)
             assert process.returncode == 0
-        summary = json.loads(output.splitlines()[-1])
+        summary = next(json.loads(x) for x in output.splitlines()[::-1] if x.startswith("{"))
         print(f"\nredone {endpoint.redone} of 80, restarts {summary['num_restarts']}")
         assert on_disk(out) == Counter(wanted(tasks))
         assert summary["removed"] == 1
