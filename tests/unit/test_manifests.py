@@ -29,6 +29,7 @@ from ray.serve.schema import (
 from step_ray import __version__
 from step_ray.config import load_config
 from step_ray.serve import ServeArgs
+from step_ray.spot import CLOUDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -242,7 +243,7 @@ def test_an_entrypoint_runs_a_job_with_a_config_and_keys_that_exist(where, comma
     files = [ROOT / name.removeprefix(IMAGE_ROOT) for name in (script, config)]
     assert all(file.is_file() for file in files), files
     loaded = load_config(files[1], overrides)
-    assert loaded.output_dir == "/data/runs"
+    assert (loaded.output_dir, loaded.serve.host) == ("/data/runs", "0.0.0.0")
 
 
 def test_comments_have_as_many_entrypoints_as_there_are_ways_to_a_cluster():
@@ -388,6 +389,9 @@ def test_a_cloud_cluster_uses_a_token_and_keeps_secrets_out_of_the_file(path):
     assert "/home/ray/.ray/auth_token" in config["file_mounts"]
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
     assert config["setup_commands"] == config["worker_setup_commands"] == []
+    cloud = config["provider"]["type"]
+    assert f"step-ray spot-watch --cloud {cloud} " in config["worker_start_ray_commands"][-1]
+    assert cloud in CLOUDS
 
 
 @ray_kinds
