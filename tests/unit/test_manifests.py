@@ -217,8 +217,8 @@ def test_serve_takes_the_config_and_the_application_takes_its_arguments(config):
     # Serve's own models leave out what they do not know, so the keys are compared with theirs
     parsed = ServeDeploySchema.model_validate(config)
     assert set(config) <= set(ServeDeploySchema.model_fields)
-    assert set(config["http_options"]) <= set(HTTPOptionsSchema.model_fields)
-    assert set(config["logging_config"]) <= set(LoggingConfig.model_fields)
+    assert set(config.get("http_options", {})) <= set(HTTPOptionsSchema.model_fields)
+    assert set(config.get("logging_config", {})) <= set(LoggingConfig.model_fields)
     assert all(
         set(app) <= set(ServeApplicationSchema.model_fields) for app in config["applications"]
     )
