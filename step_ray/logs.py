@@ -71,8 +71,15 @@ def reporter_for(config: RunConfig) -> Reporter:
     return JsonReporter(config.name)
 
 
+def quiet_clients() -> None:
+    """Keep the line that HTTP clients log for each request out of logs at level INFO."""
+    for name in ("httpx", "httpcore", "openai"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def use_json() -> None:
     """Let this process log the package's lines as JSON on stderr."""
+    quiet_clients()
     logger = logging.getLogger(LOGGER)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())

@@ -5,7 +5,7 @@ raises one line. It changes nothing but a file of its own in the folder, which i
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from step_ray.errors import ClusterError, ConfigError
 from step_ray.runinfo import machine, versions
 
 ANSWER_S = 25.0
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 JOB_COPIES = "working_dir_files"
 """Folder in which Ray unpacks the working dir of a job; it goes with the cluster."""
 SAME_ON_ALL = ("python", "ray", "step-ray", "torch", "transformers", "pyarrow")
@@ -128,6 +129,28 @@ def node_fault(folder: Path, reports: Sequence[NodeReport], ours: Mapping[str, A
                 f" {_some(odd)}; use one image or environment on all nodes"
             )
     return None
+
+
+def reach_fault(serve_host: str, addresses: Collection[str]) -> str | None:
+    """Why players on other machines would not reach the served agent; None when they do.
+
+    Args:
+        serve_host: `serve.host`.
+        addresses: IPs of the cluster's nodes; nodes on one machine share theirs.
+    """
+    if serve_host not in LOOPBACK or len(set(addresses)) < 2:
+        return None
+    return (
+        f"serve.host: {serve_host!r} is reached from one machine only, and the cluster has"
+        f" {len(set(addresses))}; set serve.host=0.0.0.0, and let no other network in"
+    )
+
+
+def node_addresses() -> list[str]:
+    """The IPs of the living nodes."""
+    import ray
+
+    return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
 
 
 def _base(version: str) -> str:

@@ -14,7 +14,7 @@ import yaml
 from step_ray.config import RunConfig, TrainConfig
 from step_ray.endpoint import NO_KEY, check_chat, check_endpoint
 from step_ray.errors import ConfigError, RunStateError, StepRayError
-from step_ray.nodes import check_folder, check_nodes
+from step_ray.nodes import check_folder, check_nodes, node_addresses, reach_fault
 from step_ray.progress import Reporter
 from step_ray.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
 from step_ray.runfolder import FINISHED, STARTED, UNFINISHED, Change, RunFolder
@@ -123,6 +123,16 @@ def _cluster_resources(config: RunConfig, stages: Sequence[str], reporter: Repor
         reporter.line(f"[yellow]waits[/]   until the cluster grows: {line}")
 
 
+def _refuse_unreachable_agent(config: RunConfig, stages: Sequence[str]) -> None:
+    """Refuse an address of the served agent that rollout actors elsewhere cannot use."""
+    is_served = any(name.startswith("evaluate:") for name in stages) or (
+        "collect" in stages and config.collect.endpoint is None
+    )
+    line = reach_fault(config.serve.host, node_addresses()) if is_served else None
+    if line:
+        raise ConfigError(line)
+
+
 def _check(what: str, function: Callable[[], object]) -> Check:
     try:
         function()
@@ -175,6 +185,7 @@ def run(
         _cluster_resources(config, todo, reporter)
         if config.ray.address != "local":
             check_nodes(config.run_dir)
+            _refuse_unreachable_agent(config, todo)
         _write_run_files(config)
         context = StageContext(config, reporter)
         try:

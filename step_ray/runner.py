@@ -21,6 +21,7 @@ from step_ray.envs import make_env
 from step_ray.errors import ConfigError
 from step_ray.gate import Answer, Ask, DeskGate, Gate, Settled
 from step_ray.llm import ChatModel, OpenAIChat
+from step_ray.logs import quiet_clients
 from step_ray.records import to_row
 from step_ray.rollout import EpisodeSettings, run_episode, trajectory_id
 from step_ray.tasks import TASK_SCHEMA, task_from_row
@@ -217,6 +218,7 @@ class EpisodeRunner:
     """
 
     def __init__(self, plan: EpisodePlan, desk: Any = None) -> None:
+        quiet_clients()
         self._plan = plan
         self._desk = desk
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="env")

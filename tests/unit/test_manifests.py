@@ -17,7 +17,10 @@ import jsonschema
 import pytest
 import yaml
 from ray._private import ray_constants
-from ray._private.label_utils import validate_node_labels
+from ray._private.label_utils import parse_node_labels_string
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _derive_autoscaling_config_from_ray_cr,
+)
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import (
     HTTPOptionsSchema,
@@ -28,7 +31,10 @@ from ray.serve.schema import (
 
 from step_ray import __version__
 from step_ray.config import load_config
+from step_ray.resources import Node, fault
 from step_ray.serve import ServeArgs
+from step_ray.spot import CLOUDS
+from step_ray.stages import build_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -211,8 +217,8 @@ def test_serve_takes_the_config_and_the_application_takes_its_arguments(config):
     # Serve's own models leave out what they do not know, so the keys are compared with theirs
     parsed = ServeDeploySchema.model_validate(config)
     assert set(config) <= set(ServeDeploySchema.model_fields)
-    assert set(config["http_options"]) <= set(HTTPOptionsSchema.model_fields)
-    assert set(config["logging_config"]) <= set(LoggingConfig.model_fields)
+    assert set(config.get("http_options", {})) <= set(HTTPOptionsSchema.model_fields)
+    assert set(config.get("logging_config", {})) <= set(LoggingConfig.model_fields)
     assert all(
         set(app) <= set(ServeApplicationSchema.model_fields) for app in config["applications"]
     )
@@ -242,7 +248,7 @@ def test_an_entrypoint_runs_a_job_with_a_config_and_keys_that_exist(where, comma
     files = [ROOT / name.removeprefix(IMAGE_ROOT) for name in (script, config)]
     assert all(file.is_file() for file in files), files
     loaded = load_config(files[1], overrides)
-    assert loaded.output_dir == "/data/runs"
+    assert (loaded.output_dir, loaded.serve.host) == ("/data/runs", "0.0.0.0")
 
 
 def test_comments_have_as_many_entrypoints_as_there_are_ways_to_a_cluster():
@@ -348,7 +354,8 @@ def test_the_job_asks_for_labels_that_groups_have(doc):
     groups = cluster_of(doc)["workerGroupSpecs"]
     have = {labels_of(group)["step-ray/role"] for group in groups}
     for group in groups:
-        validate_node_labels({k: v for k, v in labels_of(group).items() if "ray.io" not in k})
+        text = ",".join(f"{key}={value}" for key, value in labels_of(group).items())
+        assert parse_node_labels_string(text) == labels_of(group)
     if doc["kind"] == "RayJob":
         config = load_config(ROOT / "jobs" / "configs" / "demo.yaml", overrides_of(doc))
         asked = [config.collect.node_labels, config.train.node_labels, config.serve.node_labels]
@@ -362,6 +369,54 @@ def test_the_job_asks_for_labels_that_groups_have(doc):
 
 def overrides_of(doc):
     return [w for w in shlex.split(doc["spec"]["entrypoint"]) if "=" in w]
+
+
+def autoscaled(doc):
+    """What Ray's autoscaler makes of a manifest, once KubeRay has made a cluster of it."""
+    resource = {"metadata": {"name": "c", "namespace": "n"}, "spec": cluster_of(doc)}
+    return _derive_autoscaling_config_from_ray_cr(resource)
+
+
+@ray_kinds
+def test_rays_autoscaler_reads_groups_labels_resources_and_time_outs(doc):
+    config = autoscaled(doc)
+    validate_config(config)
+    types = config["available_node_types"]
+    assert types["headgroup"]["resources"]["CPU"] == 0
+    assert config["idle_timeout_minutes"] == 5
+    for group in cluster_of(doc)["workerGroupSpecs"]:
+        node, limits = types[group["groupName"]], _container(group)["resources"]["limits"]
+        assert node["labels"] == labels_of(group)
+        assert node["resources"]["CPU"] == int(limits["cpu"])
+        assert node["resources"].get("GPU", 0) == int(limits.get("nvidia.com/gpu", 0))
+        assert node.get("idle_timeout_s") == group.get("idleTimeoutSeconds")
+
+
+def largest(config):
+    """The nodes of a cluster that has grown as far as it may."""
+    return [
+        Node(amounts=node["resources"], labels=node["labels"])
+        for name, node in config["available_node_types"].items()
+        for _ in range(1 if name == config["head_node_type"] else node["max_workers"])
+    ]
+
+
+def test_the_run_of_the_job_fits_on_its_cluster_at_the_largest():
+    job = named("RayJob")
+    words = shlex.split(job["spec"]["entrypoint"])
+    config = load_config(ROOT / words[3].removeprefix(IMAGE_ROOT), words[4:])
+    stages = [stage.name for stage in build_stages(config)]
+    assert fault(config, stages, largest(autoscaled(job))) is None
+    assert fault(config, stages, largest(autoscaled(named("RayService")))) is not None
+
+
+@ray_up
+def test_the_run_of_the_comment_fits_on_the_cloud_cluster_at_its_largest(path):
+    (command,) = (command for where, command in entrypoints() if where == path.name)
+    words = shlex.split(command)
+    config = load_config(ROOT / words[3], words[4:])
+    nodes = largest(yaml.safe_load(path.read_text()))
+    assert fault(config, [stage.name for stage in build_stages(config)], nodes) is None
 
 
 @ray_up
@@ -388,6 +443,9 @@ def test_a_cloud_cluster_uses_a_token_and_keeps_secrets_out_of_the_file(path):
     assert "/home/ray/.ray/auth_token" in config["file_mounts"]
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
     assert config["setup_commands"] == config["worker_setup_commands"] == []
+    cloud = config["provider"]["type"]
+    assert f"step-ray spot-watch --cloud {cloud} " in config["worker_start_ray_commands"][-1]
+    assert cloud in CLOUDS
 
 
 @ray_kinds

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from step_ray.errors import ConfigError
-from step_ray.nodes import SAME_ON_ALL, NodeReport, check_folder, node_fault, report
+from step_ray.nodes import SAME_ON_ALL, NodeReport, check_folder, node_fault, reach_fault, report
 from step_ray.runinfo import versions
 
 OURS = {"python": "3.11.7", "ray": "2.60.0", "step-ray": "0.1.0", "torch": "2.13.0+cpu"}
@@ -65,3 +65,12 @@ def test_a_run_in_a_jobs_copy_of_the_working_dir_is_refused(tmp_path):
         check_folder(folder)
     assert not folder.exists()
     check_folder(tmp_path / "runs" / "demo")
+
+
+def test_an_agent_on_loopback_is_refused_on_several_machines_only():
+    assert reach_fault("127.0.0.1", ["10.0.0.1", "10.0.0.1"]) is None
+    assert reach_fault("0.0.0.0", ["10.0.0.1", "10.0.0.2"]) is None
+    assert reach_fault("localhost", ["10.0.0.1", "10.0.0.2"]) == (
+        "serve.host: 'localhost' is reached from one machine only, and the cluster has 2;"
+        " set serve.host=0.0.0.0, and let no other network in"
+    )
