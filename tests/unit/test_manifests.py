@@ -1,7 +1,8 @@
 """Everything in cluster/ is what KubeRay, Ray and this package know: fields, paths, settings.
 
 KubeRay's own schemas are read from the folder that KUBERAY_CRDS names (`make crds` fetches them);
-Kubernetes' from its client library, AWS's from botocore's, both of the extra `dev`.
+Kubernetes' from its client library (extra `dev`), AWS's from botocore, which wants an older
+python-dateutil than that and so an environment of its own.
 """
 
 import copy
