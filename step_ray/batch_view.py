@@ -36,16 +36,16 @@ def first_epoch(examples: Examples, config: TrainConfig, *, seed: int, packed: b
 
     Args:
         examples: of the training.
-        config: its settings.
+        config: its settings; of elastic workers, as many as there can be.
         seed: of the run.
         packed: whether examples lie end to end in one row.
     """
     lengths = examples.lengths.tolist()
+    workers = config.num_workers
+    num_ranks = workers if isinstance(workers, int) else max(workers)
     found = []
     for step, batch in enumerate(plan_epoch(lengths, config.batch_tokens, seed, 0)):
-        shares = split_batch(
-            batch, lengths, config.most_workers, config.micro_batch_tokens, packed=packed
-        )
+        shares = split_batch(batch, lengths, num_ranks, config.micro_batch_tokens, packed=packed)
         found += [
             Pass(step=step, rank=rank, number=number, indices=tuple(indices))
             for rank, share in enumerate(shares)

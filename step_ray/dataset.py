@@ -159,7 +159,7 @@ def build_dataset(
     dropped = sum((Counter(summary.dropped) for summary in used), Counter())
     num_built = sum(summary.num_examples for summary in used)
     dropped[CUT_TO_MATCH] = num_built - len(set(map(id, chosen)))
-    empty = tuple(name for name in parts if getattr(recipe, name) and not parts[name])
+    empty = tuple(name for name in built if getattr(recipe, name) and not parts[name])
     summary = replace(summarize(chosen, +dropped), empty_sources=empty)
     return chosen, _with_match(summary, recipe, parts, chosen)
 

@@ -14,8 +14,8 @@ NOT_SUCCESSFUL = "not successful"
 LOW_REWARD = "reward below min_reward"
 TOO_LONG = "longer than student.max_length"
 NOTHING_TRAINED = "nothing trained"
-SAME_ROLLOUT = "same as another rollout"
 OTHER_SOURCE = "of a source that the policy leaves out"
+SAME_ROLLOUT = "same as another rollout"
 
 
 def unwanted(trajectory: Trajectory, config: DatasetConfig) -> str | None:
@@ -23,6 +23,14 @@ def unwanted(trajectory: Trajectory, config: DatasetConfig) -> str | None:
     if config.min_reward is not None:
         return LOW_REWARD if trajectory.reward < config.min_reward else None
     return NOT_SUCCESSFUL if config.keep == "success" and not trajectory.success else None
+
+
+def is_left_out(trajectory: Trajectory, recipe: Recipe) -> bool:
+    """Whether an arm trains on no trajectory of this source; those of unknown players stay."""
+    if trajectory.source is Source.SELF_REFLECTED:
+        return not recipe.self_reflected
+    is_golden = trajectory.source is Source.EXPERT
+    return is_golden and not (recipe.golden or recipe.golden_collect)
 
 
 def distinct(trajectories: Iterable[Trajectory]) -> tuple[list[Trajectory], int]:
@@ -38,14 +46,6 @@ def distinct(trajectories: Iterable[Trajectory]) -> tuple[list[Trajectory], int]
         texts = (step.text for step in trajectory.steps)
         first.setdefault((trajectory.task.task_id, *texts), trajectory)
     return list(first.values()), num_seen - len(first)
-
-
-def is_left_out(trajectory: Trajectory, recipe: Recipe) -> bool:
-    """Whether an arm trains on no trajectory of this source; those of unknown players stay."""
-    if trajectory.source is Source.SELF_REFLECTED:
-        return not recipe.self_reflected
-    is_golden = trajectory.source is Source.EXPERT
-    return is_golden and not (recipe.golden or recipe.golden_collect)
 
 
 def steps_in_text(

@@ -6,12 +6,18 @@ are dataset.py's, the training is train.py's; here they meet the folders of a ru
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from step_ray.config import BASE, RunConfig, TrainConfig
+from step_ray.holdout import held_out_tasks, split
 from step_ray.recipe import Recipe
 from step_ray.stage import Stage, StageContext
 from step_ray.train_config import TRAIN_SPEED_ONLY
+from step_ray.types import Trajectory
+
+VALIDATION = "validation"
+"""Folder of the held-out examples inside a dataset."""
 
 
 def model_stages(config: RunConfig, name: str) -> list[Stage]:
@@ -70,22 +76,93 @@ def train_config(config: RunConfig, name: str) -> TrainConfig:
 
 
 def _build_dataset(context: StageContext, name: str) -> Mapping[str, Any]:
-    from step_ray.arm_data import build_arm
+    from step_ray.chat_template import ChatSettings
+    from step_ray.dataset import build_dataset, write_examples
+    from step_ray.mask_view import LEGEND, colour_example, count_lines
+    from step_ray.render import Renderer
+    from step_ray.store import write_json
+    from step_ray.student import load_tokenizer
+    from step_ray.train_job import TOKENIZER_FOLDER
 
     config, recipe = context.config, recipe_of(context.config, name)
-    collected = name != BASE and _reads_collection(config, recipe)
-    return build_arm(
-        name,
-        recipe,
-        config,
-        context.student_source(),
-        context.reporter,
-        validated_on=("golden", "collect") if collected else ("golden",),
+    tokenizer = load_tokenizer(context.student_source(), ChatSettings.of(config.student))
+    renderer = Renderer(tokenizer, config.student.max_length)
+    held = _held_out(context)
+    sources = _sources(context.root, recipe, held)
+    examples, summary = build_dataset(sources, renderer, recipe, config.dataset, seed=config.seed)
+    folder = context.root / "datasets" / name
+    write_examples(folder, examples)
+    tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+    record = {**asdict(summary), "share_masked": summary.share_masked}
+    if held:
+        record |= _write_validation(context, name, renderer, held)
+    write_json(folder / "summary.json", record)
+    for line in count_lines(name, summary):
+        context.reporter.line(f"  {line}")
+    last = "self_reflected" if recipe.self_reflected else "expert"
+    shown = next((e for e in examples if e.source == last), examples[0])
+    context.reporter.line(f"  first {shown.source} example of {name}, {shown.trajectory_id}:")
+    context.reporter.console.print(LEGEND)
+    context.reporter.console.print(colour_example(shown, tokenizer), soft_wrap=False)
+    return record
+
+
+def _held_out(context: StageContext) -> frozenset[str]:
+    """Task ids that no model of the run is trained on."""
+    from step_ray.tasks import read_tasks
+
+    config = context.config
+    if not config.dataset.holds_out:
+        return frozenset()
+    folder = context.root / "tasks"
+    lists = [
+        [t.task_id for t in read_tasks(folder / f"{n}.parquet")] for n in ("expert", "collect")
+    ]
+    return held_out_tasks(lists, config.dataset, seed=config.seed)
+
+
+def _read(root: Path, folder: str) -> list[Trajectory]:
+    from step_ray.store import read_trajectories
+
+    return read_trajectories(root / "trajectories" / folder)
+
+
+def _sources(root: Path, recipe: Recipe, held: frozenset[str]) -> Any:
+    """What an arm chooses from, without the held-out tasks."""
+    from step_ray.dataset import Sources
+
+    def training(folder: str) -> list[Trajectory]:
+        return split(_read(root, folder), held)[0]
+
+    needs_reflected = recipe.self_reflected or recipe.match != "none"
+    return Sources(
+        golden=training("golden"),
+        golden_collect=training("golden_collect") if recipe.golden_collect else (),
+        self_reflected=training("collect") if needs_reflected else (),
+        own_success=training("own") if recipe.own_success else (),
     )
 
 
+def _write_validation(
+    context: StageContext, name: str, renderer: Any, held: frozenset[str]
+) -> dict[str, Any]:
+    """The held-out examples, the same for all arms; gives their counts."""
+    from step_ray.dataset import build_validation, write_examples
+
+    collected = name != BASE and _reads_collection(context.config, recipe_of(context.config, name))
+    played = ["golden", "collect"] if collected else ["golden"]
+    held_out = [t for folder in played for t in split(_read(context.root, folder), held)[1]]
+    examples, summary = build_validation(held_out, renderer, context.config.dataset)
+    write_examples(context.root / "datasets" / name / VALIDATION, examples)
+    return {
+        "num_validation": summary.num_examples,
+        "num_validation_tokens": summary.num_trained_tokens,
+        "num_validation_error_tokens": summary.num_masked_tokens,
+        "validation_dropped": dict(summary.dropped),
+    }
+
+
 def _fit(context: StageContext, name: str) -> Mapping[str, Any]:
-    from step_ray.arm_data import VALIDATION_FOLDER
     from step_ray.train import train
 
     config = context.config
@@ -99,7 +176,7 @@ def _fit(context: StageContext, name: str) -> Mapping[str, Any]:
         result = train(
             settings,
             examples_dir=examples,
-            validation_dir=examples / VALIDATION_FOLDER if config.dataset.holds_out else None,
+            validation_dir=examples / VALIDATION if config.dataset.holds_out else None,
             init=str(root / "models" / BASE) if from_base else context.student_source(),
             dtype=config.student.dtype,
             output_dir=root / "models" / name,

@@ -87,8 +87,8 @@ def parse() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace, folder: Path) -> dict:
     """Write model and examples; gives what is to be known of them."""
-    from step_ray.config import DatasetConfig, Recipe
     from step_ray.dataset import build_examples, write_examples
+    from step_ray.recipe import DatasetConfig, Recipe
     from step_ray.render import Renderer
     from step_ray.student import train_tokenizer
 

@@ -20,13 +20,7 @@ from step_ray.dataset import (
     write_examples,
 )
 from step_ray.errors import DataError
-from step_ray.masking import (
-    LOW_REWARD,
-    NOT_SUCCESSFUL,
-    OTHER_SOURCE,
-    SAME_ROLLOUT,
-    TOO_LONG,
-)
+from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, OTHER_SOURCE, SAME_ROLLOUT, TOO_LONG
 from step_ray.react import conversation
 from step_ray.recipe import POLICIES, DatasetConfig, Recipe
 from step_ray.render import Renderer, Span

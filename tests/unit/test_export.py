@@ -8,16 +8,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from chat_formats import FORMATS, make_tokenizer
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from step_ray.batching import load_examples
+from step_ray.chat_template import FOLD_SYSTEM, ChatSettings
 from step_ray.config import ScratchConfig, TrainConfig
+from step_ray.dataset import Example, write_examples
 from step_ray.errors import ConfigError
 from step_ray.export import export, generation_config
 from step_ray.learner import Learner
-from step_ray.student import load_model, new_model, save_student, train_tokenizer
-from step_ray.train_job import TrainJob, TrainResult
+from step_ray.render import check_chat
+from step_ray.student import load_model, load_tokenizer, new_model, save_student, train_tokenizer
+from step_ray.train_job import TOKENIZER_FOLDER, TrainJob, TrainResult
+from step_ray.turnend import end_of_turn
 
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
 RESULT = TrainResult(
@@ -184,3 +189,35 @@ def test_lora_targets_and_dropout_are_those_of_the_config(tmp_path, inputs):
 def test_a_lora_target_that_the_model_lacks_is_named_with_those_it_has(tmp_path, inputs):
     with pytest.raises(ConfigError, match=r"'wqkv',\) is not in the model; it has \['down_proj'"):
         trained(inputs, tmp_path, lora_targets=("wqkv",), **LORA)
+
+
+def test_a_folded_template_and_its_end_of_turn_go_out_with_the_model(tmp_path):
+    own = make_tokenizer("gemma", "sp_plain")  # it refuses the system role, and EOS ends no turn
+    save_student(tmp_path / "model", new_model(own, SHAPE, max_length=64, seed=0), own)
+    init, data = str(tmp_path / "model"), tmp_path / "step"
+    folded = load_tokenizer(init, ChatSettings(system="fold"))
+    row = Example(trajectory_id="t", source="expert", input_ids=(5, 6), loss_mask=(False, True))
+    write_examples(data, [row])
+    folded.save_pretrained(data / TOKENIZER_FOLDER)
+    settings = TrainConfig()
+    learner = Learner(
+        init=init, dtype="float32", config=settings, seed=0, device=torch.device("cpu")
+    )
+    job = TrainJob(
+        config=settings,
+        examples_dir=data,
+        init=init,
+        dtype="float32",
+        output_dir=tmp_path / "out",
+        work_dir=tmp_path,
+        seed=0,
+        name="step",
+    )
+
+    export(learner, tmp_path / "out", job, load_examples(data), RESULT)
+
+    exported = load_tokenizer(str(tmp_path / "out"))
+    assert exported.chat_template == FOLD_SYSTEM + FORMATS["gemma"].template
+    check_chat(exported)
+    generation = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert generation.eos_token_id[0] == end_of_turn(folded) != folded.eos_token_id

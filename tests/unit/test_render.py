@@ -250,7 +250,7 @@ def test_truncation_saved_with_a_tokenizer_cuts_nothing():
 def test_a_template_that_strips_earlier_thoughts_is_refused_with_the_message_and_the_remedy():
     messages = conversation("rules", "room", "<think>mug?</think>go", "desk", "take")
 
-    with pytest.raises(TemplateError, match=r"message 2 .*once later messages.*; use a tokenizer"):
+    with pytest.raises(TemplateError, match=r"message 2 .*once later messages.*; use a template"):
         renderer(THINK_STRIPPING).render_example(messages, [Span(message=2), Span(message=4)])
 
 
