@@ -51,10 +51,11 @@ def main() -> None:
             args.trl_modes = [mode for mode in args.trl_modes if mode not in too_short]
         runs = [(args.python, "ours", mode) for mode in args.modes]
         runs += [(args.trl_python, "trl", mode) for mode in args.trl_modes]
-        results = {(side, mode): run(args, folder, py, side, mode) for py, side, mode in runs}
-    for (side, mode), result in results.items():
-        print(f"\n{side} {mode} (torch {result['torch']}: {result['note']})")
-        print(line_of(args, facts, result))
+        results = {}
+        for python, side, mode in runs:
+            result = results[side, mode] = run(args, folder, python, side, mode)
+            print(f"\n{side} {mode} (torch {result['torch']}: {result['note']})")
+            print(line_of(args, facts, result), flush=True)
     compare(results)
 
 

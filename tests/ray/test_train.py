@@ -151,8 +151,12 @@ def test_metrics_tell_speed_and_memory_and_go_to_tensorboard_too(uninterrupted):
 def test_two_ddp_workers_train_the_same_weights_as_one(tmp_path, inputs, uninterrupted):
     config = CONFIG.model_copy(update={"num_workers": 2, "micro_batch_tokens": 64})
     seen = []
-    result = run(tmp_path, inputs, config, on_progress=lambda line: seen.append(line["step"]))
+    watch = {"on_progress": lambda line: seen.append(line["step"])}
+    result = run(tmp_path, inputs, config, validation_dir=held_out(inputs), **watch)
     assert_same_weights(tmp_path, uninterrupted)
+    alone = json.loads((uninterrupted / "out" / "train_result.json").read_text())
+    assert result.validation_loss == pytest.approx(alone["validation_loss"], rel=1e-4)
+    assert result.error_nll == pytest.approx(alone["error_nll"], rel=1e-4)
     assert seen[-1] == result.num_steps
 
 

@@ -43,6 +43,7 @@ def write(folder, errors):
 
 def plain_mean(model, mask):
     """Mean negative log probability of the masked tokens, one text at a time."""
+    model.set_attn_implementation("sdpa")  # one text alone is not packed
     values = []
     for ids, flags in zip(IDS, mask, strict=True):
         with torch.no_grad():
