@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
+from step_ray.serve_config import ServeConfig
 from step_ray.teacher_config import Price, TeacherConfig
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -162,28 +163,6 @@ class Recipe(Section):
                 "match 'trained_tokens' is for golden data; drop self_reflected or match"
             )
         return self
-
-
-class ServeConfig(Section):
-    """The served agent."""
-
-    engine: Literal["transformers", "vllm"] = "transformers"
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
-    """0: any free port."""
-    num_replicas: int = Field(default=1, ge=1)
-    cpus_per_replica: float = Field(default=1.0, gt=0)
-    gpus_per_replica: float = Field(default=0.0, ge=0)
-    max_batch_size: int = Field(default=32, ge=1)
-    """Requests generated together."""
-    batch_wait_s: float = Field(default=0.01, ge=0)
-    """How long an idle replica gathers requests before it starts to generate."""
-    num_threads: int = Field(default=1, ge=1)
-    """Torch threads per replica on CPU."""
-    max_queued_requests: int = Field(default=-1, ge=-1)
-    """Requests that wait at a replica beside its batch before HTTP 503; -1: no limit."""
-    api_key_env: str = ""
-    """Environment variable that holds the key clients must send; empty: no key."""
 
 
 class EvaluateConfig(Section):

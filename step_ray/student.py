@@ -135,16 +135,34 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def load_model(source: str, dtype: str) -> PreTrainedModel:
     """The causal language model of a folder or hub id; `dtype` is a torch dtype name.
 
+    Only safetensors are read, and no code that comes with the model is run.
+
     Raises:
         ConfigError: it cannot be loaded.
     """
+    refuse_pickle(source)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype)
+            source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, SafetensorError) as exc:
         raise ConfigError(_load_fault("model", source, exc)) from exc
     return model
+
+
+def refuse_pickle(source: str) -> None:
+    """Refuse a folder whose weights are pickles, which run code when they are read.
+
+    Raises:
+        ConfigError: it holds `*.bin`, `*.pt` or `*.pth` and no safetensors.
+    """
+    folder = Path(source)
+    pickles = sorted(p.name for kind in ("bin", "pt", "pth") for p in folder.glob(f"*.{kind}"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"student.init: {source!r} holds pickled weights ({pickles[0]}), which can run code;"
+            " convert them to safetensors (save_pretrained writes these)"
+        )
 
 
 def check_init(init: str) -> None:
@@ -160,6 +178,7 @@ def check_init(init: str) -> None:
         AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as exc:
         raise ConfigError(_load_fault("config", source, exc)) from exc
+    refuse_pickle(source)
     load_tokenizer(source)
 
 
