@@ -63,7 +63,8 @@ class EpisodeService:
         self._single = asyncio.Semaphore(1)
         """For engines that are global to the process."""
         self._lists: dict[tuple[str, str], list[Task]] = {}
-        self._num_open = 0
+        self.num_open = 0
+        """Episodes that are asked for and not over."""
 
     async def open(
         self, request: EpisodesRequest, student: ChatModel
@@ -76,7 +77,7 @@ class EpisodeService:
         """
         config = self._run_config(request)
         tasks = await self._tasks(config, request)
-        if self._num_open + len(tasks) > self._config.max_episodes:
+        if self.num_open + len(tasks) > self._config.max_episodes:
             self._refuse(len(tasks))
         plan = EpisodePlan.from_config(
             config,
@@ -102,7 +103,7 @@ class EpisodeService:
             raise ApiError(400, f"{number} episodes asked for, {most} are allowed; ask for fewer")
         raise ApiError(
             429,
-            f"{self._num_open} of {most} episodes are open, {number} more have no room; try again"
+            f"{self.num_open} of {most} episodes are open, {number} more have no room; try again"
             " later",
             kind="server_error",
             code="overloaded",
@@ -182,7 +183,7 @@ class EpisodeService:
         started = time.monotonic()
         most = min(job.request.concurrency or self._config.max_concurrency, len(job.tasks))
         mine = asyncio.Semaphore(most)
-        self._num_open += len(job.tasks)
+        self.num_open += len(job.tasks)
         waiting = {asyncio.create_task(self._one(job, task, student, mine)) for task in job.tasks}
         played: list[Trajectory] = []
         try:
@@ -197,7 +198,7 @@ class EpisodeService:
                     played.append(task.result())
                     yield _record(played[-1], len(played), job.request.trajectories)
         finally:
-            self._num_open -= len(job.tasks)
+            self.num_open -= len(job.tasks)
             for task in waiting:
                 task.cancel()
         yield _report(job, played, student.name, time.monotonic() - started)

@@ -187,6 +187,7 @@ class BatchGenerator:
         """
         return [(row.ticket, row.text.take()) for row in self._active]
 
+    @torch.inference_mode()
     def drop(self, tickets: Collection[int]) -> None:
         """Take unfinished rows out of the batch; nobody waits for them any more."""
         for place in reversed(range(len(self._active))):

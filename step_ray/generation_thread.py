@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 import torch
 
@@ -62,7 +62,7 @@ class Pending:
         async with asyncio.timeout_at(self._deadline):
             return await self._result
 
-    async def pieces(self) -> AsyncIterator[str]:
+    async def pieces(self) -> AsyncGenerator[str, None]:
         """The text as it is generated (`in_pieces`); then `result` has the rest to say.
 
         Closing the iterator early leaves the batch.
@@ -127,7 +127,13 @@ class GenerationThread:
         self._is_closing = False
         self.num_open = 0
         """Requests that have no answer yet."""
-        threading.Thread(target=self._run, name="generation", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+        self._thread.start()
+
+    @property
+    def has_ended(self) -> bool:
+        """It was closed, and what it was asked is answered."""
+        return not self._thread.is_alive()
 
     @property
     def num_running(self) -> int:

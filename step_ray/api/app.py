@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from step_ray.api.agent_routes import add_agent_routes
 from step_ray.api.answers import ChatForm, CompletionForm, Form, Stream, events, gather_answers
 from step_ray.api.backend import Answering, Backend
-from step_ray.api.checks import check_chat, check_sampling
+from step_ray.api.checks import check_chat, check_completion
 from step_ray.api.errors import add_error_handlers, refused
 from step_ray.api.guard import BodyLimit, Counting, KeyGuard
 from step_ray.api.metrics import CONTENT_TYPE, ServeMetrics
@@ -84,7 +84,7 @@ def add_openai_routes(
 
     @api.post("/v1/completions")
     async def completions(body: CompletionRequest) -> Response:
-        check_sampling(body, backend.model)
+        check_completion(body, backend.model)
         try:
             answering = await backend.complete(body)
         except Exception as exc:

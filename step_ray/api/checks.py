@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 
 from step_ray.api.errors import ApiError, shown_name
-from step_ray.api.schemas import ChatMessage, ChatRequest, Sampling
+from step_ray.api.schemas import (
+    MAX_PROMPTS,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    Sampling,
+)
 
 
 def check_model(wanted: str | None, served: str) -> None:
@@ -42,6 +48,19 @@ def check_chat(body: ChatRequest, served: str) -> None:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise ApiError(400, "give max_tokens or max_completion_tokens, not both")
     check_roles(body.messages)
+
+
+def check_completion(body: CompletionRequest, served: str) -> None:
+    """What a completion asks besides.
+
+    Raises:
+        ApiError: see `check_sampling`; or too many prompts.
+    """
+    check_sampling(body, served)
+    if len(body.prompts) > MAX_PROMPTS:
+        raise ApiError(
+            400, f"prompt: {len(body.prompts)} of them, at most {MAX_PROMPTS} at once", param="prompt"
+        )
 
 
 def check_roles(messages: Sequence[ChatMessage]) -> None:
