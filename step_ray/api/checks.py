@@ -59,7 +59,9 @@ def check_completion(body: CompletionRequest, served: str) -> None:
     check_sampling(body, served)
     if len(body.prompts) > MAX_PROMPTS:
         raise ApiError(
-            400, f"prompt: {len(body.prompts)} of them, at most {MAX_PROMPTS} at once", param="prompt"
+            400,
+            f"prompt: {len(body.prompts)} of them, at most {MAX_PROMPTS} at once",
+            param="prompt",
         )
 
 

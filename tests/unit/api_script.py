@@ -21,9 +21,7 @@ ASK = {"model": "echo", "messages": [{"role": "user", "content": "go"}]}
 FAULTS = {
     "too long": ContextLengthError("it does not fit"),
     "odd": TemplateError("chat template: it refuses the conversation"),
-    "too many": ApiError(
-        429, "no room", kind="server_error", code="overloaded", retry_after_s=1
-    ),
+    "too many": ApiError(429, "no room", kind="server_error", code="overloaded", retry_after_s=1),
     "crash": RuntimeError("secret detail"),
 }
 LATE_FAULTS = {"too slow": TimeoutError(), "late crash": RuntimeError("secret detail")}

@@ -1,4 +1,4 @@
-"""One replica over a tiny model, without Ray: what is served is what was trained, and its limits."""
+"""One replica over a tiny model, without Ray: it serves what was trained, within its limits."""
 
 import asyncio
 import json
@@ -215,7 +215,7 @@ def test_an_answer_that_takes_too_long_is_504_and_frees_its_place(folder):
 
 async def until(condition):
     async with asyncio.timeout(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - another thread makes it true
             await asyncio.sleep(0.001)
 
 
@@ -387,9 +387,7 @@ def test_episodes_by_id_are_those_and_repeat_themselves(player):
     assert sorted(episode["task_id"] for episode in again) == sorted(ids)
     steps = {e["task_id"]: [s["text"] for s in e["trajectory"]["steps"]] for e in again}
     once_more = records(play(player, body)[0])[:-1]
-    assert {
-        e["task_id"]: [s["text"] for s in e["trajectory"]["steps"]] for e in once_more
-    } == steps
+    assert {e["task_id"]: [s["text"] for s in e["trajectory"]["steps"]] for e in once_more} == steps
     assert "trajectory" not in first[0]
 
 
@@ -453,6 +451,9 @@ def test_pickled_weights_are_refused_before_they_are_read(folder, tmp_path):
     weights = tmp_path / "pickled" / "model.safetensors"
     weights.unlink()
     Path(tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
-    for look in (lambda: load_model(str(weights.parent), "float32"), lambda: check_init(str(weights.parent))):
+    for look in (
+        lambda: load_model(str(weights.parent), "float32"),
+        lambda: check_init(str(weights.parent)),
+    ):
         with pytest.raises(ConfigError, match=r"pickled weights \(pytorch_model.bin\)"):
             look()

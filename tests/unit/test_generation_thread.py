@@ -100,7 +100,7 @@ LONG = SamplingParams(max_tokens=60, temperature=1.0, seed=0)
 
 async def until(condition):
     async with asyncio.timeout(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - another thread makes it true
             await asyncio.sleep(0.001)
 
 

@@ -50,7 +50,9 @@ def test_a_chat_streams_role_pieces_reason_usage_and_end():
 
 
 def test_a_stream_tells_its_usage_only_where_it_is_asked_for():
-    assert not any("usage" in event for event in events(call("POST", CHAT, json=ask("a", stream=True))))
+    assert not any(
+        "usage" in event for event in events(call("POST", CHAT, json=ask("a", stream=True)))
+    )
 
 
 def test_a_completion_has_one_choice_per_prompt_and_one_usage():

@@ -1,4 +1,4 @@
-"""Text that is shown while tokens come: never half a character, never a stop text, never changed."""
+"""Text that is shown while tokens come: no half character, no stop text, nothing taken back."""
 
 import pytest
 from hypothesis import given
