@@ -156,9 +156,10 @@ class ReplicaBackend:
         self._refuse_if_full(1)
         with model.in_use():
             prompt = await model.render(act_messages(request, agent.prompt))
-            wanted = self._allowed(request.max_tokens) or agent.max_new_tokens
+            wanted = self._allowed(request.max_tokens)
+            most = min(agent.max_new_tokens, self._config.max_new_tokens or agent.max_new_tokens)
             params = SamplingParams(
-                max_tokens=new_tokens(wanted, len(prompt), model.max_length),
+                max_tokens=new_tokens(wanted, len(prompt), model.max_length, most),
                 temperature=request.temperature,
                 top_p=request.top_p,
                 seed=request.seed,

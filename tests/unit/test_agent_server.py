@@ -336,6 +336,15 @@ def test_a_step_is_what_the_model_says_next(folder):
     assert answer.json()["token_ids"] == list(wanted.ids)
 
 
+def test_a_step_without_a_limit_gets_what_fits_up_to_the_servers(folder):
+    body = {"task": "A room.", "prompt": "alfworld_explore"}  # 256 tokens would not fit
+    (answer,) = serve(folder, body, path=ACT)
+    assert answer.json()["usage"]["total_tokens"] <= MAX_LENGTH
+    config = ServeConfig(agent=AgentConfig(max_new_tokens=5))
+    (answer,) = serve(folder, body, path=ACT, config=config)
+    assert answer.json()["usage"]["completion_tokens"] <= 5
+
+
 def test_an_unknown_instruction_is_400(folder):
     (answer,) = serve(folder, {"task": "A room.", "prompt": "none_v1"}, path=ACT)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")

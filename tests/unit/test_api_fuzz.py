@@ -17,6 +17,8 @@ from schemathesis import GenerationMode  # noqa: E402
 from schemathesis.checks import not_a_server_error  # noqa: E402
 
 pytestmark = pytest.mark.slow
+KNOWN = {"model": "a", "environment": "alfworld", "split": "train"}
+"""What a schema cannot say, so that requests get past the first check."""
 ROUTES = [
     ("GET", "/health"),
     ("GET", "/metrics"),
@@ -68,6 +70,8 @@ def test_no_request_is_answered_by_a_server_error(api, method, path, kind):
     @given(operation.as_strategy(generation_mode=kind))
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     def ask(case):
+        if kind is GenerationMode.POSITIVE and isinstance(case.body, dict):
+            case.body.update({key: KNOWN[key] for key in KNOWN if key in case.body})
         answer = case.call()
         case.validate_response(answer, checks=[not_a_server_error])
         if answer.status_code >= 400:
