@@ -11,7 +11,7 @@ Shape suffixes: B rows, T new tokens, V vocabulary.
 
 import itertools
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,6 @@ from step_ray.rowtext import RowText
 
 PREFILL_TOKENS = 2048
 """Most tokens (padding included) of one prompt pass; a single longer prompt goes alone."""
-AS_IT_IS = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-"""How tokens become text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +105,7 @@ class BatchGenerator:
     ) -> None:
         self.max_length = max_length
         self._model = model.eval()
-        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer  # decodes without touching up spaces
         self._ends = _end_tokens(model, tokenizer)
         self._cache = BatchCache(_num_full_attention_layers(model))
         self._prefixes = PrefixCache(prefix_cache_mb * 2**20)
@@ -180,15 +178,15 @@ class BatchGenerator:
         # from the back, so that the places still to come stay what they are
         return [_answer(self._release(place)) for place in reversed(places)]
 
-    def new_text(self) -> list[tuple[int, str]]:
-        """What each unfinished row has to show since the last call, with its ticket.
+    def new_text(self, tickets: Container[int]) -> list[tuple[int, str]]:
+        """What unfinished rows have to show since the last call, with their tickets.
 
         The pieces of a row are the beginning of the text it will have, whatever follows.
         """
-        return [(row.ticket, row.text.take()) for row in self._active]
+        return [(row.ticket, row.text.take()) for row in self._active if row.ticket in tickets]
 
     @torch.inference_mode()
-    def drop(self, tickets: Collection[int]) -> None:
+    def drop(self, tickets: Container[int]) -> None:
         """Take unfinished rows out of the batch; nobody waits for them any more."""
         for place in reversed(range(len(self._active))):
             if self._active[place].ticket in tickets:
@@ -217,7 +215,7 @@ class BatchGenerator:
         )
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids, **AS_IT_IS))
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
     def _prefill(self, first_row: int, rows: list[_Row]) -> None:
         """Compute keys and values of the prompts, all but the last token of each."""

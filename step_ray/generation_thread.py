@@ -194,7 +194,7 @@ class GenerationThread:
     def _next(self) -> list[Pending]:
         """Requests that fit into the batch; waits for one when there is nothing to do."""
         found: list[Pending] = []
-        if not self._running:
+        if not self._running and not self._is_closing:
             self._collect(found, block=True)
             time.sleep(self._batch_wait_s)
         while len(self._running) + len(found) < self._max_batch_size and not self._waiting.empty():
@@ -217,11 +217,9 @@ class GenerationThread:
         self._running.update(zip(tickets, new, strict=True))
 
     def _hand_out(self, finished: list[tuple[int, Generated]]) -> None:
-        events: list[_Event] = [
-            (pending, piece)
-            for ticket, piece in self._generator.new_text()
-            if (pending := self._running[ticket]).in_pieces and piece
-        ]
+        wanted = {ticket for ticket, pending in self._running.items() if pending.in_pieces}
+        pieces = self._generator.new_text(wanted)
+        events: list[_Event] = [(self._running[ticket], piece) for ticket, piece in pieces if piece]
         events += [(self._running.pop(ticket), answer) for ticket, answer in finished]
         _send(events)
 

@@ -75,6 +75,8 @@ async def replica(folder, *, config=None, **more):
     async with httpx.AsyncClient(transport=transport, base_url="http://x", timeout=60) as client:
         yield backend, client
     backend._loaded.close()
+    # torch must not be at work when the interpreter ends
+    await until(lambda: backend._loaded.thread.has_ended)
 
 
 def ask(text, **fields):

@@ -267,7 +267,7 @@ def test_pieces_of_a_row_are_the_beginning_of_its_text(model, tokenizer):
     shown, answers = dict.fromkeys(tickets, ""), {}
     while len(answers) < 2:
         answers.update(generator.step())
-        for ticket, piece in generator.new_text():
+        for ticket, piece in generator.new_text(tickets):
             shown[ticket] += piece
     texts = [answers[ticket].text for ticket in tickets]
     assert texts == [g.text for g in make(model, tokenizer).generate(prompts(5, 9), wishes)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -26,6 +27,8 @@ def thread():
     thread = GenerationThread(make_generator(), max_batch_size=3, batch_wait_s=0.001, num_threads=1)
     yield thread
     thread.close()
+    while not thread.has_ended:  # torch must not be at work when the interpreter ends
+        time.sleep(0.001)
 
 
 def test_more_requests_than_rows_are_all_answered_as_alone(thread):
@@ -127,6 +130,17 @@ def test_an_answer_that_takes_too_long_is_a_timeout_and_leaves_the_batch(thread)
             async for _ in pieces:
                 pass
         await until(lambda: thread.num_running == thread.num_open == 0)
+
+    asyncio.run(send())
+
+
+def test_a_thread_that_is_closed_while_its_only_caller_leaves_ends(thread):
+    async def send():
+        pending = thread.submit(PROMPTS[0], LONG)
+        await until(lambda: thread.num_running == 1)
+        thread.close()
+        pending.cancel()
+        await until(lambda: thread.has_ended)
 
     asyncio.run(send())
 
