@@ -7,12 +7,14 @@ serve.py.
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from fastapi import FastAPI
 from prometheus_client.metrics_core import Metric
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from step_ray.api.agent_schemas import ActRequest, EpisodesRequest
 from step_ray.api.app import make_api
@@ -266,15 +268,23 @@ class AgentServer(ReplicaBackend):
         """Load a model."""
         await self.load(model_spec)
 
-    async def snapshot(self) -> list[Metric]:
-        """The counts of this replica, for the others."""
-        return self.counts.snapshot()
+    async def snapshot(self) -> tuple[str, list[Metric]]:
+        """Name and counts of this replica, for the others."""
+        return self.counts.replica, self.counts.snapshot()
 
     async def metrics(self) -> bytes:
         """The counts of all replicas: a scrape reaches any one of them."""
-        handle = serve.get_deployment_handle(self._context.deployment, self._context.app_name)
-        found = await handle.broadcast("snapshot").results_async(
-            timeout_s=SCRAPE_S, return_exceptions=True
-        )
+        counts = dict([await self.snapshot()])
+        try:
+            found = await self._peers.broadcast("snapshot").results_async(
+                timeout_s=SCRAPE_S, return_exceptions=True
+            )
+        except Exception:  # the list of replicas is not there yet, or one of them hangs
+            found = []
         # a replica that starts or stops has none to show
-        return exposition(one for one in found if not isinstance(one, BaseException))
+        counts.update(one for one in found if not isinstance(one, BaseException))
+        return exposition(counts.values())
+
+    @cached_property
+    def _peers(self) -> DeploymentHandle[Any]:
+        return serve.get_deployment_handle(self._context.deployment, self._context.app_name)

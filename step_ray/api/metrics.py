@@ -35,7 +35,7 @@ class ServeMetrics:
         num_open: Callable[[], int],
     ) -> None:
         self._registry = CollectorRegistry()
-        self._replica = replica
+        self.replica = replica
         self._requests = self._make(Counter, "requests", "HTTP requests.", "route", "status")
         self._seconds = self._make(
             Histogram, "request_seconds", "To the last byte.", "route", buckets=SECONDS
@@ -60,21 +60,21 @@ class ServeMetrics:
 
     def count(self, route: str, status: int, seconds: float) -> None:
         """One request that is over."""
-        self._requests.labels(route, str(status), self._replica).inc()
-        self._seconds.labels(route, self._replica).observe(seconds)
+        self._requests.labels(route, str(status), self.replica).inc()
+        self._seconds.labels(route, self.replica).observe(seconds)
 
     def answered(self, prompt: int, generated: int, cached: int) -> None:
         """Tokens of one answer."""
         for counter, number in zip(self._tokens, (prompt, generated, cached), strict=True):
-            counter.labels(self._replica).inc(number)
+            counter.labels(self.replica).inc(number)
 
     def first_piece(self, seconds: float) -> None:
         """A stream has begun to speak."""
-        self._first.labels(self._replica).observe(seconds)
+        self._first.labels(self.replica).observe(seconds)
 
     def episode(self, stop: str) -> None:
         """One episode that is over, with its stop reason."""
-        self._episodes.labels(stop, self._replica).inc()
+        self._episodes.labels(stop, self.replica).inc()
 
     def snapshot(self) -> list[Metric]:
         """All counts as they are now."""

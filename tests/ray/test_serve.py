@@ -180,34 +180,32 @@ def test_curl_steps_and_plays_with_any_of_the_keys(endpoint):
     assert report["report"]["num_truncated"] == 2
 
 
-def test_a_scrape_shows_all_replicas_whichever_it_reaches(client, endpoint):
-    for i in range(12):
-        ask(client, "go", extra_headers={"x-session-id": f"session-{i}"})
-    text = httpx.get(
-        f"{endpoint.base_url.removesuffix('/v1')}/metrics",
-        headers={"authorization": "Bearer sesame"},
-    ).text
-    running = [line for line in text.splitlines() if line.startswith("step_ray_requests_running{")]
-    assert len(running) == 2
+def running(endpoint):
+    """Prompts in the batch of each replica, as a scrape shows them."""
+    url = f"{endpoint.base_url.removesuffix('/v1')}/metrics"
+    text = httpx.get(url, headers={"authorization": "Bearer sesame"}, timeout=30).text
+    lines = [ln for ln in text.splitlines() if ln.startswith("step_ray_requests_running{")]
+    return [float(line.rpartition(" ")[2]) for line in lines]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_scrape_shows_all_replicas_whichever_it_reaches(endpoint):
+    wait_for(lambda: len(running(endpoint)) == 2)
 
 
 def test_a_client_that_hangs_up_frees_its_place(client, endpoint):
-    def num_running():
-        text = httpx.get(
-            f"{endpoint.base_url.removesuffix('/v1')}/metrics",
-            headers={"authorization": "Bearer sesame"},
-        ).text
-        lines = [ln for ln in text.splitlines() if ln.startswith("step_ray_requests_running{")]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
-
     streams = [ask(client, f"go {i}", stream=True, max_tokens=230) for i in range(4)]
     for stream in streams:
         next(iter(stream))
+    for stream in streams:
         stream.close()
-    deadline = time.monotonic() + 30
-    while num_running():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not any(running(endpoint)))
 
 
 def test_a_session_stays_on_the_replica_that_holds_its_prefix(client):
