@@ -7,14 +7,12 @@ serve.py.
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from functools import cached_property
 from typing import Any, cast
 
 import torch
 from fastapi import FastAPI
 from prometheus_client.metrics_core import Metric
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
 from step_ray.api.agent_schemas import ActRequest, EpisodesRequest
 from step_ray.api.app import make_api
@@ -254,6 +252,7 @@ class AgentServer(ReplicaBackend):
     ) -> None:
         self._context = serve.get_replica_context()
         self._key_digests = key_digests
+        self._peers: Any = None
         super().__init__(
             config,
             device=device,
@@ -275,6 +274,9 @@ class AgentServer(ReplicaBackend):
     async def metrics(self) -> bytes:
         """The counts of all replicas: a scrape reaches any one of them."""
         counts = dict([await self.snapshot()])
+        context = self._context
+        if self._peers is None:
+            self._peers = serve.get_deployment_handle(context.deployment, context.app_name)
         try:
             found = await self._peers.broadcast("snapshot").results_async(
                 timeout_s=SCRAPE_S, return_exceptions=True
@@ -284,7 +286,3 @@ class AgentServer(ReplicaBackend):
         # a replica that starts or stops has none to show
         counts.update(one for one in found if not isinstance(one, BaseException))
         return exposition(counts.values())
-
-    @cached_property
-    def _peers(self) -> DeploymentHandle[Any]:
-        return serve.get_deployment_handle(self._context.deployment, self._context.app_name)
