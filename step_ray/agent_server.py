@@ -19,7 +19,7 @@ from step_ray.api.app import make_api
 from step_ray.api.backend import Answer
 from step_ray.api.errors import ApiError
 from step_ray.api.metrics import ServeMetrics, exposition
-from step_ray.api.schemas import ChatRequest, CompletionRequest, Sampling
+from step_ray.api.schemas import DEFAULT_TOKENS, ChatRequest, CompletionRequest, Sampling
 from step_ray.episodes import EpisodeService
 from step_ray.errors import ConfigError
 from step_ray.generation import BatchGenerator, SamplingParams
@@ -142,7 +142,9 @@ class ReplicaBackend:
         with model.in_use():
             prompts = [await model.encode(prompt) for prompt in request.prompts]
             params = [
-                self._params(request, request.token_limit, len(prompt), model.max_length)
+                self._params(
+                    request, request.max_tokens, len(prompt), model.max_length, DEFAULT_TOKENS
+                )
                 for prompt in prompts
             ]
             return [
@@ -157,7 +159,7 @@ class ReplicaBackend:
         with model.in_use():
             prompt = await model.render(act_messages(request, agent.prompt))
             wanted = self._allowed(request.max_tokens)
-            most = min(agent.max_new_tokens, self._config.max_new_tokens or agent.max_new_tokens)
+            most = self._at_most(agent.max_new_tokens)
             params = SamplingParams(
                 max_tokens=new_tokens(wanted, len(prompt), model.max_length, most),
                 temperature=request.temperature,
@@ -185,10 +187,15 @@ class ReplicaBackend:
         return exposition([self.counts.snapshot()])
 
     def _params(
-        self, request: Sampling, wanted: int | None, num_prompt: int, max_length: int
+        self,
+        request: Sampling,
+        wanted: int | None,
+        num_prompt: int,
+        max_length: int,
+        default: int | None = None,
     ) -> SamplingParams:
-        """Sampling parameters of a request; without a limit the answer may fill the context."""
-        most = self._config.max_new_tokens
+        """Sampling parameters; without a wish `default`, without one what fits the context."""
+        most = self._at_most(default)
         return SamplingParams(
             max_tokens=new_tokens(self._allowed(wanted), num_prompt, max_length, most),
             temperature=1.0 if request.temperature is None else request.temperature,
@@ -196,6 +203,11 @@ class ReplicaBackend:
             seed=request.seed,
             stop=request.stop_texts,
         )
+
+    def _at_most(self, default: int | None) -> int | None:
+        """New tokens that a request without a wish gets where they fit; None: all that fit."""
+        limits = [n for n in (default, self._config.max_new_tokens) if n is not None]
+        return min(limits, default=None)
 
     def _allowed(self, wanted: int | None) -> int | None:
         most = self._config.max_new_tokens

@@ -15,6 +15,8 @@ Seed = Annotated[int | None, Field(ge=-(2**63), lt=2**63)]
 TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 MAX_PROMPTS = 128
 """Prompts of one request."""
+DEFAULT_TOKENS = 16
+"""New tokens of a completion that asks for no number; OpenAI's."""
 MAX_STOPS = 16
 """Stop texts of one request; OpenAI takes 4."""
 
@@ -119,16 +121,11 @@ class CompletionRequest(Sampling):
     prompt: str | list[str] | TokenIds | list[TokenIds]
     """One prompt or several, as text or as token ids; each has a choice of its own."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """None: 16."""
+    """None: `DEFAULT_TOKENS`, or fewer where they do not fit."""
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
     logprobs: None = None
     suffix: Literal[""] | None = None
-
-    @property
-    def token_limit(self) -> int:
-        """The limit on new tokens."""
-        return self.max_tokens or 16
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -150,6 +150,19 @@ def test_a_completion_continues_text_and_ids_as_they_are(folder):
     assert two["usage"]["prompt_tokens"] == 2 * len(ids)
 
 
+def test_a_completion_that_asks_for_no_number_gets_16_tokens_or_what_fits(folder):
+    ids = [[9] * n for n in (4, MAX_LENGTH - 5)]
+    body = {"model": "agent", "prompt": ids, "temperature": 0}
+    (answer,) = serve(folder, body, path="/v1/completions")
+    wanted = [
+        len(alone(folder, prompt, max_tokens=n)[1].ids)
+        for prompt, n in zip(ids, (16, 5), strict=True)
+    ]
+    assert answer.json()["usage"]["completion_tokens"] == sum(wanted)
+    (answer,) = serve(folder, body, path="/v1/completions", config=ServeConfig(max_new_tokens=2))
+    assert answer.json()["usage"]["completion_tokens"] == 4
+
+
 @pytest.mark.parametrize("prompt", ["", [], [5, 10**6], [[5], []]])
 def test_a_prompt_without_tokens_or_with_unknown_ones_is_400(folder, prompt):
     (answer,) = serve(folder, {"model": "agent", "prompt": prompt}, path="/v1/completions")
