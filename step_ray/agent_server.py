@@ -287,9 +287,9 @@ class AgentServer(ReplicaBackend):
         """The counts of all replicas: a scrape reaches any one of them."""
         counts = dict([await self.snapshot()])
         context = self._context
-        if self._peers is None:
-            self._peers = serve.get_deployment_handle(context.deployment, context.app_name)
         try:
+            if self._peers is None:
+                self._peers = serve.get_deployment_handle(context.deployment, context.app_name)
             found = await self._peers.broadcast("snapshot").results_async(
                 timeout_s=SCRAPE_S, return_exceptions=True
             )
