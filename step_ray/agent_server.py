@@ -20,7 +20,7 @@ from step_ray.api.backend import Answer
 from step_ray.api.errors import ApiError
 from step_ray.api.metrics import ServeMetrics, exposition
 from step_ray.api.schemas import DEFAULT_TOKENS, ChatRequest, CompletionRequest, Sampling
-from step_ray.episodes import EpisodeService
+from step_ray.episode_service import EpisodeService
 from step_ray.errors import ConfigError
 from step_ray.generation import BatchGenerator, SamplingParams
 from step_ray.generation_thread import GenerationThread

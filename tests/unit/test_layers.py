@@ -47,7 +47,7 @@ LAYERS: list[set[str]] = [
     {"generation_thread"},
     {"report.page", "rollout", "dataset", "learner", "local_model"},
     {"report", "runner", "train_loop", "viewer", "play"},
-    {"episodes"},
+    {"episode_service"},
     {"agent_server"},
     {"serve"},
     {"data.flags", "data.files"},
@@ -79,7 +79,7 @@ LIGHT = {
     ),
     *("callcache", "meter", "judging", "masking"),
     *("progress", "runinfo", "stats", "show", "runfolder", "pipeline", "stages", "summary", "cli"),
-    *("rowtext", "episodes", "api", "api.schemas", "api.agent_schemas", "api.errors"),
+    *("rowtext", "episode_service", "api", "api.schemas", "api.agent_schemas", "api.errors"),
     *("api.metrics", "api.backend", "api.checks", "api.guard", "api.answers", "api.agent_routes"),
     *(
         "api.app",
