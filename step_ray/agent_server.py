@@ -1,229 +1,109 @@
-"""The replica of the served agent: OpenAI routes over a `BatchGenerator`.
+"""The replica of the served agent: what the routes ask for, over a `BatchGenerator`.
 
-Takes checked chat requests, gives answers. Prompts come from the same `Renderer` as training
-examples, so what is served is what was trained. How replicas are deployed is said in serve.py.
+Takes checked requests, gives answers, steps and episodes. How replicas are deployed is said in
+serve.py.
 """
 
 import asyncio
-import queue
-import threading
-import time
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, cast
 
 import torch
 from fastapi import FastAPI
+from prometheus_client.metrics_core import Metric
 from ray import serve
 
-from step_ray.errors import StepRayError
-from step_ray.generation import BatchGenerator, Generated, SamplingParams
-from step_ray.openai_api import ApiError, ChatAnswer, ChatRequest, make_api
+from step_ray.api.agent_schemas import ActRequest, EpisodesRequest
+from step_ray.api.app import make_api
+from step_ray.api.backend import Answer
+from step_ray.api.errors import ApiError
+from step_ray.api.metrics import ServeMetrics, exposition
+from step_ray.api.schemas import DEFAULT_TOKENS, ChatRequest, CompletionRequest, Sampling
+from step_ray.episode_service import EpisodeService
+from step_ray.errors import ConfigError
+from step_ray.generation import BatchGenerator, SamplingParams
+from step_ray.generation_thread import GenerationThread
+from step_ray.local_model import LocalAnswer, LocalModel, LocalStudent, new_tokens
+from step_ray.react import conversation, initial_messages
 from step_ray.render import Renderer
+from step_ray.serve_config import ServeConfig
 from step_ray.student import load_model, load_tokenizer
+from step_ray.types import Author, Message, Step, StepKind
 
 RETRY_AFTER_S = 1
 """What a client is told to wait when there is no room, or no model yet."""
+SCRAPE_S = 5.0
+"""How long a scrape waits for the counts of the other replicas."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    prompt: list[int]
-    params: SamplingParams
-    answer: Future[Generated] = field(default_factory=Future)
+class ReplicaBackend:
+    """What one replica does, apart from being one of Ray Serve's.
 
-
-class GenerationThread:
-    """Runs a `BatchGenerator` on a thread of its own; requests join its batch as they come.
-
-    `@serve.batch` is not used: it closes a batch after a fixed wait even while the last one still
-    runs, and so many clients that wait for each answer end up in batches of one.
+    The model is set and replaced by `load`.
 
     Args:
-        generator: used by this thread only from now on.
-        max_batch_size: rows at once; more requests wait.
-        batch_wait_s: how long an idle thread gathers requests before it starts.
-        num_threads: torch threads of this thread.
+        config: limits and batching.
+        device: torch device.
+        prefix_cache_mb: MiB for keys and values of past prompts.
+        replica: its name among the others.
     """
 
     def __init__(
-        self,
-        generator: BatchGenerator,
-        *,
-        max_batch_size: int,
-        batch_wait_s: float,
-        num_threads: int,
+        self, config: ServeConfig, *, device: str, prefix_cache_mb: int, replica: str = "0"
     ) -> None:
-        self._generator = generator
-        self._max_batch_size = max_batch_size
-        self._batch_wait_s = batch_wait_s
-        self._num_threads = num_threads
-        self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._running: dict[int, _Job] = {}
-        self._is_closing = False
-        self.num_open = 0
-        """Requests that have no answer yet."""
-        threading.Thread(target=self._run, name="generation", daemon=True).start()
+        self._config, self._device, self._prefix_cache_mb = config, device, prefix_cache_mb
+        self._loaded: LocalModel | None = None
+        self._max_queued = config.max_queued_requests
+        self.counts = ServeMetrics(replica, self._num_running, self._num_open)
+        self._episodes = EpisodeService(config.agent, self.counts)
 
-    async def generate(self, prompt: list[int], params: SamplingParams) -> Generated:
-        """Continue one prompt together with those of other callers."""
-        job = _Job(prompt, params)
-        self._waiting.put(job)
-        self.num_open += 1
-        try:
-            return await asyncio.wrap_future(job.answer)
-        finally:
-            self.num_open -= 1
-
-    def close(self) -> None:
-        """End the thread once all requests made so far are answered."""
-        self._waiting.put(None)
-
-    def _run(self) -> None:
-        torch.set_num_threads(self._num_threads)
-        while not self._is_closing or self._running:
-            try:
-                self._admit(self._next_jobs())
-                for ticket, answer in self._generator.step():
-                    self._running.pop(ticket).answer.set_result(answer)
-            except Exception as exc:  # whoever waits must hear of it, and the thread must go on
-                self._fail(exc)
-
-    def _next_jobs(self) -> list[_Job]:
-        """Requests that fit into the batch; waits for one when there is nothing to do."""
-        jobs: list[_Job] = []
-        if not self._running:
-            self._collect(jobs, block=True)
-            time.sleep(self._batch_wait_s)
-        while len(self._running) + len(jobs) < self._max_batch_size and not self._waiting.empty():
-            self._collect(jobs, block=False)
-        return jobs
-
-    def _collect(self, jobs: list[_Job], *, block: bool) -> None:
-        job = self._waiting.get(block=block)
-        if job is None:
-            self._is_closing = True
-        elif job.answer.set_running_or_notify_cancel():  # False: the client has gone
-            jobs.append(job)
-
-    def _admit(self, jobs: list[_Job]) -> None:
-        try:
-            tickets = self._generator.add([j.prompt for j in jobs], [j.params for j in jobs])
-        except Exception:
-            self._running.update(enumerate(jobs, start=-len(jobs)))  # so that they fail as well
-            raise
-        self._running.update(zip(tickets, jobs, strict=True))
-
-    def _fail(self, exc: Exception) -> None:
-        self._generator.drop_all()
-        for job in self._running.values():
-            job.answer.set_exception(exc)
-        self._running.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A model ready to answer."""
-
-    name: str
-    max_length: int
-    max_open: int | None
-    """Requests at once, in the batch and waiting; None: no limit."""
-    renderer: Renderer
-    thread: GenerationThread
-
-    def refuse_if_full(self) -> None:
-        """Serve's own limit would answer in plain text, before any of our code runs."""
-        if self.max_open is not None and self.thread.num_open >= self.max_open:
-            raise ApiError(
-                503,
-                f"{self.thread.num_open} requests are being answered or wait; try again later",
-                kind="server_error",
-                code="overloaded",
-                retry_after_s=RETRY_AFTER_S,
-            )
-
-
-@serve.deployment(max_constructor_retry_count=3)
-@serve.ingress()
-class AgentServer:
-    """One replica.
-
-    The model is set and replaced by `reconfigure`, so that deploying another checkpoint starts no
-    process.
-    """
-
-    def __init__(
-        self,
-        *,
-        device: str,
-        num_threads: int,
-        max_batch_size: int,
-        batch_wait_s: float,
-        prefix_cache_mb: int,
-        api_key_digest: str,
-    ) -> None:
-        self._device = device
-        self._batching: dict[str, Any] = {
-            "max_batch_size": max_batch_size,
-            "batch_wait_s": batch_wait_s,
-            "num_threads": num_threads,
-        }
-        self._prefix_cache_mb = prefix_cache_mb
-        self._api_key_digest = api_key_digest
-        self._loaded: _Loaded | None = None
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self, self._api_key_digest)
-
-    async def reconfigure(self, model_spec: dict[str, Any]) -> None:
+    async def load(self, spec: dict[str, Any]) -> None:
         """Load a model; requests that already wait are answered by the one they came for."""
         old = self._loaded
-        self._loaded = await asyncio.to_thread(self._load, model_spec)
+        self._loaded = await asyncio.to_thread(self._load, spec)
+        self._max_queued = spec["max_queued_requests"]
         if old is not None:
-            old.thread.close()
+            old.close()
 
-    def _load(self, spec: dict[str, Any]) -> _Loaded:
+    def _load(self, spec: dict[str, Any]) -> LocalModel:
+        config, max_length = self._config, spec["max_length"]
         tokenizer = load_tokenizer(spec["model_dir"])
         model = load_model(spec["model_dir"], spec["dtype"])
         cast(torch.nn.Module, model).to(self._device)
-        max_length: int = spec["max_length"]
-        max_queued: int = spec["max_queued_requests"]
         generator = BatchGenerator(
             model, tokenizer, max_length=max_length, prefix_cache_mb=self._prefix_cache_mb
         )
-        return _Loaded(
-            name=spec["served_name"],
-            max_length=max_length,
-            max_open=None if max_queued < 0 else self._batching["max_batch_size"] + max_queued,
-            renderer=Renderer(tokenizer, max_length),
-            thread=GenerationThread(generator, **self._batching),
+        thread = GenerationThread(
+            generator,
+            max_batch_size=config.max_batch_size,
+            batch_wait_s=config.batch_wait_s,
+            num_threads=config.num_threads,
         )
+        return LocalModel(
+            name=spec["served_name"],
+            renderer=Renderer(tokenizer, max_length),
+            thread=thread,
+            max_length=max_length,
+            timeout_s=config.request_timeout_s,
+            on_answer=self._count,
+        )
+
+    def _count(self, answer: Answer) -> None:
+        self.counts.answered(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens)
+
+    def _num_running(self) -> int:
+        return self._loaded.thread.num_running if self._loaded else 0
+
+    def _num_open(self) -> int:
+        return self._loaded.thread.num_open if self._loaded else 0
 
     @property
     def model(self) -> str:
         """Name of the model that is loaded."""
         return self._ready().name
 
-    async def chat(self, request: ChatRequest) -> ChatAnswer:
-        """Answer one conversation; see `ChatBackend.chat`."""
-        loaded = self._ready()
-        loaded.refuse_if_full()
-        try:
-            prompt = loaded.renderer.render_prompt([m.to_message() for m in request.messages])
-        except StepRayError as exc:
-            raise ApiError(400, str(exc), param="messages") from exc
-        params = to_params(request, len(prompt), loaded.max_length)
-        result = await loaded.thread.generate(prompt, params)
-        return ChatAnswer(
-            text=result.text,
-            finish_reason=cast(Literal["stop", "length"], result.finish_reason),
-            prompt_tokens=len(prompt),
-            completion_tokens=len(result.ids),
-            cached_tokens=result.cached_tokens,
-        )
-
-    def _ready(self) -> _Loaded:
+    def _ready(self) -> LocalModel:
         if self._loaded is None:
             raise ApiError(
                 503,
@@ -233,28 +113,188 @@ class AgentServer:
             )
         return self._loaded
 
+    def _refuse_if_full(self, num_new: int) -> None:
+        """Serve's own limit would answer in plain text, before any of our code runs."""
+        num_open = self._num_open()
+        if 0 <= self._max_queued < num_open + num_new - self._config.max_batch_size:
+            raise ApiError(
+                429,
+                f"{num_open} prompts are being answered or wait; try again later",
+                kind="server_error",
+                code="overloaded",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
-def to_params(request: ChatRequest, num_prompt: int, max_length: int) -> SamplingParams:
-    """Sampling parameters of a request; without a limit the answer may fill the context.
+    async def chat(self, request: ChatRequest) -> LocalAnswer:
+        """See `Backend.chat`."""
+        messages = [message.to_message() for message in request.messages]
+        model = self._ready()
+        self._refuse_if_full(1)
+        with model.in_use():
+            prompt = await model.render(messages)
+            params = self._params(request, request.token_limit, len(prompt), model.max_length)
+            return model.start(prompt, params, in_pieces=bool(request.stream))
+
+    async def complete(self, request: CompletionRequest) -> list[LocalAnswer]:
+        """See `Backend.complete`."""
+        model = self._ready()
+        self._refuse_if_full(len(request.prompts))
+        with model.in_use():
+            prompts = [await model.encode(prompt) for prompt in request.prompts]
+            params = [
+                self._params(
+                    request, request.max_tokens, len(prompt), model.max_length, DEFAULT_TOKENS
+                )
+                for prompt in prompts
+            ]
+            return [
+                model.start(*pair, in_pieces=bool(request.stream))
+                for pair in zip(prompts, params, strict=True)
+            ]
+
+    async def act(self, request: ActRequest) -> LocalAnswer:
+        """See `Backend.act`."""
+        agent, model = self._config.agent, self._ready()
+        self._refuse_if_full(1)
+        with model.in_use():
+            prompt = await model.render(act_messages(request, agent.prompt))
+            wanted = self._allowed(request.max_tokens)
+            most = self._at_most(agent.max_new_tokens)
+            params = SamplingParams(
+                max_tokens=new_tokens(wanted, len(prompt), model.max_length, most),
+                temperature=request.temperature,
+                top_p=request.top_p,
+                seed=request.seed,
+            )
+            return model.start(prompt, params)
+
+    async def episodes(self, request: EpisodesRequest) -> AsyncGenerator[dict[str, Any], None]:
+        """See `Backend.episodes`."""
+        self._allowed(request.max_tokens)
+        model = self._ready()
+        records = await self._episodes.open(request, LocalStudent(model))
+
+        async def kept() -> AsyncGenerator[dict[str, Any], None]:
+            with model.in_use():
+                async with aclosing(records):
+                    async for record in records:
+                        yield record
+
+        return kept()
+
+    async def metrics(self) -> bytes:
+        """The counts of this replica; see `Backend.metrics`."""
+        return exposition([self.counts.snapshot()])
+
+    def _params(
+        self,
+        request: Sampling,
+        wanted: int | None,
+        num_prompt: int,
+        max_length: int,
+        default: int | None = None,
+    ) -> SamplingParams:
+        """Sampling parameters; without a wish `default`, without one what fits the context."""
+        most = self._at_most(default)
+        return SamplingParams(
+            max_tokens=new_tokens(self._allowed(wanted), num_prompt, max_length, most),
+            temperature=1.0 if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            seed=request.seed,
+            stop=request.stop_texts,
+        )
+
+    def _at_most(self, default: int | None) -> int | None:
+        """New tokens that a request without a wish gets where they fit; None: all that fit."""
+        limits = [n for n in (default, self._config.max_new_tokens) if n is not None]
+        return min(limits, default=None)
+
+    def _allowed(self, wanted: int | None) -> int | None:
+        most = self._config.max_new_tokens
+        if most is not None and (wanted or 0) > most:
+            raise ApiError(
+                400,
+                f"max_tokens: {wanted} asked for, this server gives {most} at most",
+                param="max_tokens",
+            )
+        return wanted
+
+
+def act_messages(request: ActRequest, prompt: str) -> list[Message]:
+    """The conversation of a request for a step, as the episode loop would have it.
 
     Raises:
-        ApiError: 400 `context_length_exceeded`, when the prompt and the tokens asked for (at least
-            one) do not fit. As OpenAI and vLLM do, an explicit limit is never lowered.
+        ApiError: 400, no such instruction.
     """
-    room = max_length - num_prompt
-    wanted = request.token_limit
-    if room < (wanted or 1):
-        raise ApiError(
-            400,
-            f"this model's maximum context length is {max_length} tokens, but {num_prompt} prompt "
-            f"tokens and {wanted or 1} new tokens were requested; shorten one of them",
-            code="context_length_exceeded",
-            param="messages",
+    try:
+        first = initial_messages(request.prompt or prompt, request.task)
+    except ConfigError as exc:
+        raise ApiError(400, str(exc), param="prompt") from exc
+    steps = [
+        Step(
+            index=index,
+            kind=StepKind.ACT,
+            author=Author.STUDENT,
+            text=turn.message,
+            thought=turn.thought,
+            action=turn.action or "",
+            observation=turn.observation,
         )
-    return SamplingParams(
-        max_tokens=wanted or room,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        seed=request.seed,
-        stop=request.stop_texts,
-    )
+        for index, turn in enumerate(request.history)
+    ]
+    return conversation(first, steps)
+
+
+@serve.deployment(max_constructor_retry_count=3)
+@serve.ingress()
+class AgentServer(ReplicaBackend):
+    """One replica.
+
+    The model is set and replaced by `reconfigure`, so that deploying another checkpoint starts no
+    process.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: ServeConfig,
+        device: str,
+        prefix_cache_mb: int,
+        key_digests: Sequence[str],
+    ) -> None:
+        self._context = serve.get_replica_context()
+        self._key_digests = key_digests
+        self._peers: Any = None
+        super().__init__(
+            config,
+            device=device,
+            prefix_cache_mb=prefix_cache_mb,
+            replica=self._context.replica_id.unique_id,
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_api(self, self._config, self.counts, self._key_digests)
+
+    async def reconfigure(self, model_spec: dict[str, Any]) -> None:
+        """Load a model."""
+        await self.load(model_spec)
+
+    async def snapshot(self) -> tuple[str, list[Metric]]:
+        """Name and counts of this replica, for the others."""
+        return self.counts.replica, self.counts.snapshot()
+
+    async def metrics(self) -> bytes:
+        """The counts of all replicas: a scrape reaches any one of them."""
+        counts = dict([await self.snapshot()])
+        context = self._context
+        try:
+            if self._peers is None:
+                self._peers = serve.get_deployment_handle(context.deployment, context.app_name)
+            found = await self._peers.broadcast("snapshot").results_async(
+                timeout_s=SCRAPE_S, return_exceptions=True
+            )
+        except Exception:  # the list of replicas is not there yet, or one of them hangs
+            found = []
+        # a replica that starts or stops has none to show
+        counts.update(one for one in found if not isinstance(one, BaseException))
+        return exposition(counts.values())

@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from step_ray.collect_config import CollectConfig, StudentEndpoint
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
-from step_ray.labels import NodeLabels
 from step_ray.recipe import DatasetConfig, Recipe
+from step_ray.serve_config import ServeConfig
 from step_ray.teacher_config import Price, TeacherConfig
 from step_ray.train_config import TrainConfig
 
@@ -91,30 +91,6 @@ class OwnConfig(Section):
         if self.num_samples > 1 and not self.temperature:
             raise ValueError("temperature 0 plays every sample alike; raise it or num_samples: 1")
         return self
-
-
-class ServeConfig(Section):
-    """The served agent."""
-
-    engine: Literal["transformers", "vllm"] = "transformers"
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
-    """0: any free port."""
-    num_replicas: int = Field(default=1, ge=1)
-    cpus_per_replica: float = Field(default=1.0, gt=0)
-    gpus_per_replica: float = Field(default=0.0, ge=0)
-    node_labels: NodeLabels = Field(default={})
-    """Replicas run on the nodes with these Ray labels only; see `collect.node_labels`."""
-    max_batch_size: int = Field(default=32, ge=1)
-    """Requests generated together."""
-    batch_wait_s: float = Field(default=0.01, ge=0)
-    """How long an idle replica gathers requests before it starts to generate."""
-    num_threads: int = Field(default=1, ge=1)
-    """Torch threads per replica on CPU."""
-    max_queued_requests: int = Field(default=-1, ge=-1)
-    """Requests that wait at a replica beside its batch before HTTP 503; -1: no limit."""
-    api_key_env: str = ""
-    """Environment variable that holds the key clients must send; empty: no key."""
 
 
 class EvaluateConfig(Section):

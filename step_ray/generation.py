@@ -11,7 +11,7 @@ Shape suffixes: B rows, T new tokens, V vocabulary.
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from step_ray.errors import ConfigError, ContextLengthError
 from step_ray.kvcache import BatchCache, Layers, PrefixCache
+from step_ray.rowtext import RowText
 from step_ray.turnend import stop_ids
 
 PREFILL_TOKENS = 2048
@@ -70,7 +71,7 @@ class _Row:
     """Remembered keys and values, until they are loaded."""
     params: SamplingParams
     rng: random.Random
-    text: str = ""
+    text: RowText
     finish_reason: str = ""
 
     @property
@@ -105,7 +106,7 @@ class BatchGenerator:
     ) -> None:
         self.max_length = max_length
         self._model = model.eval()
-        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer  # decodes without touching up spaces
         self._ends = frozenset(stop_ids(tokenizer, model.generation_config))
         self._cache = BatchCache(_num_full_attention_layers(model))
         self._prefixes = PrefixCache(prefix_cache_mb * 2**20)
@@ -176,7 +177,21 @@ class BatchGenerator:
             self._judge(row)
         places = [place for place, row in enumerate(active) if row.finish_reason]
         # from the back, so that the places still to come stay what they are
-        return [self._release(place) for place in reversed(places)]
+        return [_answer(self._release(place)) for place in reversed(places)]
+
+    def new_text(self, tickets: Container[int]) -> list[tuple[int, str]]:
+        """What unfinished rows have to show since the last call, with their tickets.
+
+        The pieces of a row are the beginning of the text it will have, whatever follows.
+        """
+        return [(row.ticket, row.text.take()) for row in self._active if row.ticket in tickets]
+
+    @torch.inference_mode()
+    def drop(self, tickets: Container[int]) -> None:
+        """Take unfinished rows out of the batch; nobody waits for them any more."""
+        for place in reversed(range(len(self._active))):
+            if self._active[place].ticket in tickets:
+                self._release(place)
 
     def _check(self, prompt: Sequence[int], wish: SamplingParams) -> None:
         if not prompt or wish.max_tokens < 1:
@@ -197,7 +212,11 @@ class BatchGenerator:
             prefix=prefix,
             params=wish,
             rng=random.Random(wish.seed),
+            text=RowText(self._decode, wish.stop),
         )
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
     def _prefill(self, first_row: int, rows: list[_Row]) -> None:
         """Compute keys and values of the prompts, all but the last token of each."""
@@ -233,39 +252,39 @@ class BatchGenerator:
         )
 
     def _judge(self, row: _Row) -> None:
-        """Set the finish reason of a row that its newest token ends."""
-        new = row.ids[row.num_prompt :]
-        is_full = len(new) == row.params.max_tokens or len(row.ids) == self.max_length
-        if new[-1] in self._ends:
+        """Read a row's newest token, and set the finish reason if it ends the row."""
+        token, num_new = row.ids[-1], len(row.ids) - row.num_prompt
+        if token in self._ends:
             row.finish_reason = "stop"
-        elif is_full:
-            row.finish_reason = "length"
-        if row.finish_reason or row.params.stop:
-            said = new[:-1] if new[-1] in self._ends else new
-            row.text = str(
-                self._tokenizer.decode(
-                    said, skip_special_tokens=True, clean_up_tokenization_spaces=False
-                )
-            )
-        cuts = [row.text.find(stop) for stop in row.params.stop if stop in row.text]
-        if cuts:
-            row.text, row.finish_reason = row.text[: min(cuts)], "stop"
+        else:
+            row.text.push(token)
+            if num_new == row.params.max_tokens or len(row.ids) == self.max_length:
+                row.finish_reason = "length"
+        if row.finish_reason:
+            row.text.finish()
+        if row.text.is_stopped:
+            row.finish_reason = "stop"
 
-    def _release(self, place: int) -> tuple[int, Generated]:
-        """Remember a finished row and let the last active one take its place."""
+    def _release(self, place: int) -> _Row:
+        """Remember a row that leaves the batch, and let the last active one take its place."""
         row, last = self._active[place], self._active.pop()
         if self._prefixes.max_bytes:
             self._prefixes.add(row.ids[:-1], self._cache.copy_row(place, row.num_fed))
         if last is not row:
             self._cache.move(len(self._active), place, last.num_fed)
             self._active[place] = last
-        answer = Generated(
-            ids=tuple(row.ids[row.num_prompt :]),
-            text=row.text,
-            finish_reason=row.finish_reason,
-            cached_tokens=row.num_cached,
-        )
-        return row.ticket, answer
+        return row
+
+
+def _answer(row: _Row) -> tuple[int, Generated]:
+    """A finished row with its ticket."""
+    answer = Generated(
+        ids=tuple(row.ids[row.num_prompt :]),
+        text=row.text.text,
+        finish_reason=row.finish_reason,
+        cached_tokens=row.num_cached,
+    )
+    return row.ticket, answer
 
 
 def choose_tokens(

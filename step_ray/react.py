@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from step_ray.errors import ConfigError, DataError
 from step_ray.types import Message, Step, Trajectory
@@ -19,6 +20,7 @@ _TURN = re.compile(
 
 _SECOND_ACTION = re.compile(r"\n\s*Action:")
 _NEXT_THOUGHT = re.compile(r"\n(?=Thought:)")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,3 +142,39 @@ def trajectory_messages(trajectory: Trajectory) -> list[Message]:
     if trajectory.steps and messages[-1].role == "user":
         messages.pop()
     return messages
+
+
+def split_thought(thought: str) -> tuple[str, str]:
+    """Reflection and thought of a turn's thought.
+
+    The text has no border between the two. By the form of a correction (`format_correction`) the
+    last sentence leads to the action, and what stands before it says what went wrong; a thought of
+    one sentence has no reflection.
+    """
+    parts = _SENTENCE_END.split(thought.strip())
+    return " ".join(parts[:-1]), parts[-1]
+
+
+def read_step(text: str, *, before_execution: bool) -> dict[str, Any]:
+    """What an answer of the agent says, as the episode loop reads it.
+
+    Args:
+        text: the answer.
+        before_execution: it may give up actions before its last one (`parse_turns`).
+
+    Returns:
+        `text` in its normal form, `action` (empty: unreadable), `thought`, `reflection` (empty:
+        none, see `split_thought`), and the actions `given_up` before.
+    """
+    one = parse_turn(text)
+    turns = (parse_turns(text) if before_execution else one and [one]) or []
+    if not turns:
+        return {"text": text.strip(), "action": "", "thought": "", "reflection": "", "given_up": []}
+    reflection, thought = split_thought(turns[-1].thought)
+    return {
+        "text": "\n".join(turn.text for turn in turns),
+        "action": turns[-1].action,
+        "thought": thought,
+        "reflection": reflection,
+        "given_up": [turn.action for turn in turns[:-1]],
+    }

@@ -1,10 +1,12 @@
 """The served agent: a Ray Serve application that answers OpenAI chat requests with one model.
 
 Takes a model folder, gives an application or a running endpoint. `build_app` is for `serve run` and
-`serve build`, `deploy` for a driver; the engine `vllm` is Ray's own LLM application, built from the
-same arguments. What a replica does is in agent_server.py.
+`serve deploy`, `app` for `serve build`, `deploy` for a driver; the engine `vllm` is Ray's own LLM
+application, built from the same arguments. What a replica does is in agent_server.py.
 
     serve run step_ray.serve:build_app model_dir=<folder> served_name=agent
+    serve deploy jobs/serve.yaml
+    STEP_RAY_MODEL_DIR=<folder> serve build step_ray.serve:app -o serve.yaml
 """
 
 import hashlib
@@ -24,15 +26,23 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
 
 from step_ray.agent_server import AgentServer
-from step_ray.config import ServeConfig
+from step_ray.api.guard import key_digest
+from step_ray.endpoint import NO_KEY
 from step_ray.errors import ConfigError, EndpointError
-from step_ray.openai_api import key_digest
+from step_ray.serve_config import ServeConfig
 from step_ray.student import check_model, load_tokenizer, resolve_init
 
 APP_NAME = "step_ray_agent"
+MODEL_VARIABLE = "STEP_RAY_MODEL_DIR"
+"""Environment variable with the model that `serve build` builds for."""
 SESSION_ROUTING = {
     "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 }
+REPLICA_KEYS = set(ServeConfig.model_fields) - {
+    *("engine", "host", "port", "num_replicas", "cpus_per_replica", "gpus_per_replica"),
+    *("node_labels", "api_key_env", "max_queued_requests", "drain_timeout_s"),
+}
+"""Settings that a replica must be started anew for."""
 
 
 class ServeArgs(ServeConfig):
@@ -86,20 +96,18 @@ def _build(args: ServeArgs, job_id: str) -> serve.Application:
     deployment = AgentServer.options(**_options(args))  # type: ignore[attr-defined]
     settings = {
         "device": "cuda" if args.gpus_per_replica else "cpu",
-        "num_threads": args.num_threads,
-        "max_batch_size": args.max_batch_size,
-        "batch_wait_s": args.batch_wait_s,
         "prefix_cache_mb": args.prefix_cache_mb,
-        "api_key_digest": key_digest(_api_key(args)) if args.api_key_env else "",
+        "key_digests": [key_digest(key) for key in _api_keys(args)],
     }
+    config = ServeConfig(**args.model_dump(include=REPLICA_KEYS))
     if job_id:
         # Serve's version of the replicas' code: equal versions are reconfigured, not restarted.
         # serve.run draws a random one, so that every checkpoint would cost a process start. The
         # job is in it because another job may bring other code.
-        text = json.dumps([job_id, settings], sort_keys=True)
+        text = json.dumps([job_id, settings, config.model_dump(mode="json")], sort_keys=True)
         version = hashlib.sha256(text.encode()).hexdigest()[:16]
         deployment = deployment.options(version=version, _internal=True)
-    return cast(serve.Application, deployment.bind(**settings))
+    return cast(serve.Application, deployment.bind(config=config, **settings))
 
 
 def _options(args: ServeArgs) -> dict[str, Any]:
@@ -115,6 +123,7 @@ def _options(args: ServeArgs) -> dict[str, Any]:
         # wait, and room for what is refused, for the replica itself refuses (agent_server.py).
         "max_ongoing_requests": 2 * args.max_batch_size + max(0, args.max_queued_requests),
         "user_config": args.model_spec(),
+        "graceful_shutdown_timeout_s": args.drain_timeout_s,
         # An episode (header x-session-id) stays where its prefix is cached. Set for one replica,
         # too: a proxy keeps the router that it started with when replicas are added.
         "request_router_config": RequestRouterConfig.model_validate(SESSION_ROUTING),
@@ -237,7 +246,7 @@ def deploy(
     endpoint = Endpoint(
         base_url=f"http://{_start_http(config)}/v1",
         model=served_name,
-        api_key=_api_key(args) if args.api_key_env else "none",
+        api_key=next(iter(_api_keys(args)), NO_KEY),
     )
     try:
         serve.run(app, name=APP_NAME, route_prefix="/")
@@ -285,8 +294,18 @@ def _served_models(client: openai.OpenAI) -> list[str]:
         return []
 
 
-def _api_key(args: ServeArgs) -> str:
-    key = os.environ.get(args.api_key_env, "")
-    if not key:
+def _api_keys(args: ServeArgs) -> list[str]:
+    """The keys of which clients must send one; none where no variable is named."""
+    if not args.api_key_env:
+        return []
+    keys = [key.strip() for key in os.environ.get(args.api_key_env, "").split(",")]
+    if not any(keys):
         raise ConfigError(f"serve.api_key_env: {args.api_key_env!r} is not set; export the key")
-    return key
+    return [key for key in keys if key]
+
+
+def __getattr__(name: str) -> serve.Application:
+    """`app`, for `serve build`, which takes an application and no arguments."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return build_app(ServeArgs(model_dir=os.environ.get(MODEL_VARIABLE, "builtin:tiny-base")))

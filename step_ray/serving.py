@@ -1,4 +1,4 @@
-"""`step-ray serve`: one model behind the OpenAI chat API until it is interrupted.
+"""`step-ray serve`: one model behind the OpenAI API until it is interrupted.
 
 Takes a config and a model folder; prints how to call it. It trains and evaluates nothing.
 """
@@ -17,11 +17,16 @@ def serve_forever(config: RunConfig, model_dir: str, name: str) -> None:
     """
     from step_ray.serve import deploy
 
+    agent = config.serve.agent.for_run(
+        config.env,
+        config.run_dir,
+        before_execution=config.teacher.when == "before_execution",
+    )
     with connected(config.ray):
         endpoint = deploy(
             model_dir,
             name,
-            config.serve,
+            config.serve.model_copy(update={"agent": agent}),
             max_length=config.student.max_length,
             dtype=config.student.dtype,
         )

@@ -161,19 +161,36 @@ def load_model(source: str, dtype: str) -> PreTrainedModel:
     """The causal language model of a folder or hub id; `dtype` is a torch dtype name.
 
     The folder of a LoRA adapter gives its base with the adapter merged.
+    Only safetensors are read, and no code that comes with the model is run.
 
     Raises:
         ConfigError: it cannot be loaded.
     """
+    refuse_pickle(source)
     try:
         if is_adapter(source):
             return merged_adapter(source, getattr(torch, dtype))
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype)
+            source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
     except LOAD_FAULTS as exc:
         raise ConfigError(_load_fault("model", source, exc)) from exc
     return model
+
+
+def refuse_pickle(source: str) -> None:
+    """Refuse a folder whose weights are pickles, which run code when they are read.
+
+    Raises:
+        ConfigError: it holds `*.bin`, `*.pt` or `*.pth` and no safetensors.
+    """
+    folder = Path(source)
+    pickles = sorted(p.name for kind in ("bin", "pt", "pth") for p in folder.glob(f"*.{kind}"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"student.init: {source!r} holds pickled weights ({pickles[0]}), which can run code;"
+            " convert them to safetensors (save_pretrained writes these)"
+        )
 
 
 def check_student(init: str, chat: ChatSettings) -> None:
@@ -229,8 +246,7 @@ def _causal_config(source: str) -> PretrainedConfig:
 def _check_weights(folder: Path) -> None:
     """Read the headers of the weights, which give away a file that was cut off."""
     index = folder / "model.safetensors.index.json"
-    if not index.is_file() and any(folder.glob("pytorch_model*.bin")):
-        return
+    refuse_pickle(str(folder))
     with boundary(ConfigError, f"student.init: the weights in {str(folder)!r} cannot be read"):
         names = {WEIGHTS_FILE[is_adapter(str(folder))]}
         if index.is_file():

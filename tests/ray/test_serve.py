@@ -1,8 +1,11 @@
 """The served agent over real HTTP: one Serve instance, tiny random models."""
 
 import asyncio
+import json
 import logging
 import shutil
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
@@ -12,19 +15,28 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from step_ray.config import ScratchConfig, ServeConfig
+from step_ray.config import ScratchConfig
 from step_ray.endpoint import check_endpoint
+from step_ray.env_config import EnvConfig, GeneratorConfig
 from step_ray.errors import ConfigError, ContextLengthError, EndpointError
 from step_ray.generation import BatchGenerator, SamplingParams
 from step_ray.llm import OpenAIChat
 from step_ray.render import Renderer
 from step_ray.serve import ServeArgs, build_app, deploy
+from step_ray.serve_config import AgentConfig, ServeConfig
 from step_ray.student import load_model, load_tokenizer, new_model, save_student, train_tokenizer
 from step_ray.types import Message
 
 MAX_LENGTH = 256
 KEY_ENV = "STEP_RAY_TEST_KEY"
-CONFIG = ServeConfig(port=0, num_replicas=2, max_batch_size=8, api_key_env=KEY_ENV)
+AGENT = AgentConfig(
+    envs={"alfworld": EnvConfig(prompt="alfworld_explore", generator=GeneratorConfig(size="tiny"))},
+    num_generated=2,
+    max_new_tokens=8,
+)
+CONFIG = ServeConfig(
+    port=0, num_replicas=2, max_batch_size=8, api_key_env=KEY_ENV, agent=AGENT, drain_timeout_s=60
+)
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
 TEXTS = [f"You are in room {i}. " * (i % 4 + 1) for i in range(12)]
 
@@ -50,7 +62,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def endpoint(ray_cluster, folders):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(KEY_ENV, "sesame")
+        patch.setenv(KEY_ENV, "sesame, old-sesame")
         served = deploy(folders["one"], "one", CONFIG, max_length=MAX_LENGTH)
         yield served
         served.close()
@@ -125,10 +137,75 @@ def test_a_seed_repeats_a_sampled_answer(client):
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_stream_gives_the_same_text(client):
+def test_a_stream_gives_the_same_text_in_pieces(client):
     whole = ask(client, "go").choices[0].message.content
-    chunks = list(ask(client, "go", stream=True))
-    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole
+    chunks = list(ask(client, "go", stream=True, stream_options={"include_usage": True}))
+    pieces = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+    assert "".join(pieces) == whole
+    assert len([piece for piece in pieces if piece]) > 3
+    assert chunks[-1].usage.completion_tokens == 12
+
+
+def test_the_official_client_completes_prompts_and_streams_them(client):
+    prompts = ["You are", "You are in the middle"]
+    wish = {"model": "one", "prompt": prompts, "max_tokens": 12, "temperature": 0}
+    whole = [choice.text for choice in client.completions.create(**wish).choices]
+    texts = ["", ""]
+    for chunk in client.completions.create(**wish, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == whole
+
+
+def curl(endpoint, path, *flags, key="old-sesame"):
+    url = endpoint.base_url.removesuffix("/v1") + path
+    command = ["curl", "-sS", "--max-time", "60", "-H", f"Authorization: Bearer {key}"]
+    done = subprocess.run([*command, *flags, url], capture_output=True, check=True, text=True)
+    return done.stdout
+
+
+def post(endpoint, path, body, *flags):
+    head = ("-H", "content-type: application/json", "-d", json.dumps(body))
+    return curl(endpoint, path, *head, *flags)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_steps_and_plays_with_any_of_the_keys(endpoint):
+    step = json.loads(post(endpoint, "/v1/agent/act", {"task": "You are in a room."}))
+    assert step["usage"]["completion_tokens"] == len(step["token_ids"])
+    body = {"environment": "alfworld", "split": "valid_seen", "count": 2, "max_steps": 1}
+    *episodes, report = map(json.loads, post(endpoint, "/v1/episodes", body, "-N").splitlines())
+    # this model's context is too short for a whole prompt, which is data and no error
+    assert [episode["stop_reason"] for episode in episodes] == ["context_length"] * 2
+    assert report["report"]["num_truncated"] == 2
+
+
+def running(endpoint):
+    """Prompts in the batch of each replica, as a scrape shows them."""
+    url = f"{endpoint.base_url.removesuffix('/v1')}/metrics"
+    text = httpx.get(url, headers={"authorization": "Bearer sesame"}, timeout=30).text
+    lines = [ln for ln in text.splitlines() if ln.startswith("step_ray_requests_running{")]
+    return [float(line.rpartition(" ")[2]) for line in lines]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_scrape_shows_all_replicas_whichever_it_reaches(endpoint):
+    wait_for(lambda: len(running(endpoint)) == 2)
+
+
+def test_a_client_that_hangs_up_frees_its_place(client, endpoint):
+    streams = [ask(client, f"go {i}", stream=True, max_tokens=230) for i in range(4)]
+    for stream in streams:
+        next(iter(stream))
+    for stream in streams:
+        stream.close()
+    wait_for(lambda: not any(running(endpoint)))
 
 
 def test_a_session_stays_on_the_replica_that_holds_its_prefix(client):
@@ -205,7 +282,7 @@ def test_another_model_replaces_the_first(endpoint, client, folders):
         ask(client, "go", model="one")
 
 
-def test_a_full_queue_is_503_with_retry_after(endpoint, folders):
+def test_a_full_queue_is_429_with_retry_after(endpoint, folders):
     config = CONFIG.model_copy(update={"max_queued_requests": 1})
     deploy(folders["one"], "one", config, max_length=MAX_LENGTH)
     body = {"model": "one", "messages": [{"role": "user", "content": "go"}], "max_tokens": 200}
@@ -218,10 +295,25 @@ def test_a_full_queue_is_503_with_retry_after(endpoint, folders):
     # more than 2 replicas x a batch of 8 and a queue of 1
     with ThreadPoolExecutor(60) as pool:
         answers = list(pool.map(send, range(60)))
-    refused = [answer for answer in answers if answer.status_code == 503]
-    assert {answer.status_code for answer in answers} == {200, 503}
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
     assert {answer.headers["retry-after"] for answer in refused} == {"1"}
     assert {answer.json()["error"]["code"] for answer in refused} == {"overloaded"}
+
+
+def test_what_is_in_flight_is_answered_when_the_application_ends(endpoint, folders):
+    last = deploy(folders["one"], "one", CONFIG, max_length=MAX_LENGTH)
+    url, headers = f"{last.base_url}/chat/completions", {"authorization": "Bearer sesame"}
+    body = {"model": "one", "messages": [{"role": "user", "content": "go"}]}
+    body |= {"max_tokens": 230, "temperature": 0, "stream": True}
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        with ThreadPoolExecutor(1) as pool:
+            closing = pool.submit(last.close)
+            rest = list(lines)
+            closing.result()
+    assert "data: [DONE]" in rest
 
 
 @pytest.mark.slow

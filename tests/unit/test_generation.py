@@ -258,3 +258,35 @@ def test_the_longest_common_prefix_is_found(remembered, ids):
     length, layers = cache.longest(ids)
     assert length == max(lengths)
     assert all(keys.shape[1] >= length for keys, _ in layers)
+
+
+def test_pieces_of_a_row_are_the_beginning_of_its_text(model, tokenizer):
+    generator = make(model, tokenizer)
+    wishes = [SamplingParams(max_tokens=n, temperature=1.0, seed=n) for n in (12, 20)]
+    tickets = generator.add(prompts(5, 9), wishes)
+    shown, answers = dict.fromkeys(tickets, ""), {}
+    while len(answers) < 2:
+        answers.update(generator.step())
+        for ticket, piece in generator.new_text(tickets):
+            shown[ticket] += piece
+    texts = [answers[ticket].text for ticket in tickets]
+    assert texts == [g.text for g in make(model, tokenizer).generate(prompts(5, 9), wishes)]
+    for ticket, text in zip(tickets, texts, strict=True):
+        assert shown[ticket]
+        assert text.startswith(shown[ticket])
+
+
+def test_dropped_rows_leave_the_others_their_answers(model, tokenizer):
+    generator = make(model, tokenizer, prefix_cache_mb=64)
+    params = [SamplingParams(max_tokens=10)] * 4
+    batch = prompts(20, 7, 30, 11)
+    tickets = generator.add(batch, params)
+    generator.step()
+    generator.drop({tickets[0], tickets[3]})
+    answers = {}
+    while len(answers) < 2:
+        answers.update(generator.step())
+    wanted = make(model, tokenizer).generate(batch[1:3], params[1:3])
+    assert [answers[ticket].ids for ticket in tickets[1:3]] == [w.ids for w in wanted]
+    (again,) = generator.generate([batch[0]], params[:1])
+    assert again.cached_tokens == 19  # what was computed for a dropped row is not lost

@@ -28,7 +28,9 @@ def test_replicas_without_labels_run_anywhere():
 
 @pytest.mark.parametrize(("labels", "expected"), [({"r": "train"}, {"r": "train"}), ({}, None)])
 def test_workers_carry_the_selector(labels, expected):
-    scaling = train_module.scaling_config(TrainConfig(num_workers=2, node_labels=labels), cpus=3)
+    scaling = train_module.scaling_config(
+        TrainConfig(num_workers=2, cpus_per_worker=3, node_labels=labels)
+    )
     assert isinstance(scaling, ScalingConfig)
     assert scaling.label_selector == expected
     assert scaling.resources_per_worker == {"CPU": 3}

@@ -1,0 +1,69 @@
+"""The settings of the served agent, and the application that they give; nothing is started."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray import serve as ray_serve
+from ray.serve.schema import ServeDeploySchema
+
+import step_ray.serve
+from step_ray.config import parse_config
+from step_ray.env_config import EnvConfig
+from step_ray.errors import ConfigError
+from step_ray.serve import ServeArgs, build_app
+from step_ray.serve_config import AgentConfig, ServeConfig
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+def test_the_agent_is_bound_to_this_machine_by_default():
+    assert ServeConfig().host == "127.0.0.1"
+
+
+def test_the_file_for_serve_deploy_gives_an_application():
+    data = yaml.safe_load((JOBS / "serve.yaml").read_text())
+    (app,) = ServeDeploySchema.model_validate(data).applications
+    assert app.import_path == "step_ray.serve:build_app"
+    args = ServeArgs(**app.args)
+    assert args.agent.envs["alfworld"].prompt == args.agent.prompt == "alfworld_short"
+    assert isinstance(build_app(args), ray_serve.Application)
+
+
+def test_serve_build_finds_an_application(monkeypatch):
+    monkeypatch.setenv("STEP_RAY_MODEL_DIR", "builtin:tiny-base")
+    assert isinstance(step_ray.serve.app, ray_serve.Application)
+    with pytest.raises(AttributeError, match="no attribute 'apps'"):
+        step_ray.serve.apps  # noqa: B018
+
+
+@pytest.mark.parametrize("value", ["", ",", " , "])
+def test_a_variable_without_a_key_is_refused(monkeypatch, value):
+    monkeypatch.setenv("STEP_RAY_KEYS", value)
+    with pytest.raises(ConfigError, match=r"serve.api_key_env: 'STEP_RAY_KEYS' is not set"):
+        build_app(ServeArgs(model_dir="builtin:tiny-base", api_key_env="STEP_RAY_KEYS"))
+
+
+def test_an_unknown_setting_of_the_agent_is_refused():
+    with pytest.raises(ConfigError, match=r"^serve.agent.promt: unknown key"):
+        parse_config({"name": "x", "serve": {"agent": {"promt": "a"}}})
+    with pytest.raises(ValidationError):
+        ServeArgs(model_dir="m", agent={"envs": {"alfworld": {"max_step": 1}}})
+
+
+def test_a_served_run_plays_its_own_environment_apart_from_its_own_games():
+    env = EnvConfig(prompt="alfworld_short", max_steps=16)
+    agent = AgentConfig().for_run(env, Path("/runs/demo"), before_execution=True)
+    assert (agent.prompt, agent.envs, agent.before_execution) == (
+        "alfworld_short",
+        {"alfworld": env},
+        True,
+    )
+    assert agent.work_dir == "/runs/demo/serve"
+
+
+def test_what_is_said_of_the_agent_wins_over_the_run():
+    mine = AgentConfig(prompt="mine", work_dir="/w", envs={"alfworld": EnvConfig(max_steps=3)})
+    agent = mine.for_run(EnvConfig(max_steps=16), Path("/runs/demo"), before_execution=False)
+    assert agent == mine
