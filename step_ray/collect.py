@@ -26,7 +26,7 @@ from step_ray.claim import claim_folder
 from step_ray.config import CollectConfig
 from step_ray.desk import TeacherDesk, read_ledger
 from step_ray.envs.base import Row, RowMapper
-from step_ray.errors import ConfigError, DataError, EndpointError, EpisodesError
+from step_ray.errors import ConfigError, DataError, EndpointError, EpisodesError, boundary
 from step_ray.failures import ErrorWatch
 from step_ray.records import from_row
 from step_ray.rollout import trajectory_id
@@ -247,8 +247,10 @@ def _episode_rows(manifest: Path, plan: EpisodePlan, desk: Any) -> Generator[dic
         )
     )
     # iter_rows would hold each row back until the next one is there
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from batch.to_pylist()
+    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    with boundary(EpisodesError, "Ray Data stopped playing; what has ended is kept"):
+        for batch in batches:
+            yield from batch.to_pylist()
 
 
 def row_mapper(config: CollectConfig) -> RowMapper:

@@ -43,7 +43,10 @@ class CollectConfig(Section):
     """Per turn, for the student."""
     max_format_errors: int = Field(default=3, ge=1)
     """Unparsable answers of the student in a row before the episode ends."""
+    try_timeout_s: float = Field(default=120.0, gt=0)
+    """For one try of a call to the student; one that hangs is sent again."""
     step_timeout_s: float = Field(default=300.0, gt=0)
+    """For a turn of the student, all tries together."""
     episode_timeout_s: float = Field(default=3600.0, gt=0)
     rows_per_shard: int = Field(default=16, ge=1)
     """Episodes in one Parquet shard: what a killed job may lose of what had ended."""

@@ -147,7 +147,7 @@ def check_chat(
                 f"{key}.base_url: {base_url!r} refuses a chat request; check the key and the model"
                 f" ({line})"
             ) from None
-    except openai.OpenAIError:
+    except (openai.OpenAIError, ValueError):  # ValueError: a page that is no JSON
         return
 
 

@@ -294,10 +294,8 @@ class OpenAIChat:
         except (ValueError, AttributeError, TypeError, IndexError) as exc:
             fault = f"no chat completion ({type(exc).__name__})"
             raise _BadAnswerError(fault) from None
-        except openai.APIConnectionError as exc:
-            if isinstance(exc.__cause__, ReplyTooLongError):
-                raise _BadAnswerError(str(exc.__cause__)) from None
-            raise
+        except ReplyTooLongError as exc:
+            raise _BadAnswerError(str(exc)) from None
         self._has_answered = True
         return answer
 

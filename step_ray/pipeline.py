@@ -316,7 +316,9 @@ def plan_lines(config: RunConfig) -> list[str]:
         f" {'LoRA rank ' + str(train.lora_rank) if train.lora_rank else 'all weights'}",
         f"serve     {serve.engine}, {serve.num_replicas} replica(s), each"
         f" {serve.gpus_per_replica:g} GPU and {serve.cpus_per_replica:g} CPU",
-        f"rollouts  up to {collect.num_actors} actor(s) x {collect.episodes_per_actor} episodes",
+        f"rollouts  up to {collect.num_actors} actor(s) x {collect.episodes_per_actor} episodes"
+        + "".join(f" on {label}: {value}" for label, value in collect.node_labels.items())
+        + (f", student {collect.endpoint.model} as it is served" if collect.endpoint else ""),
         f"teacher   {config.teacher.kind} {config.teacher.model}".rstrip()
         + f", at most {tasks.num_collect * per_episode:,} calls"
         f" ({tasks.num_collect} episodes x {per_episode} steps)"

@@ -12,6 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 PLAIN_EVERY_S = 5.0
+"""Between printed lines, at first; a long run prints one a minute."""
+PLAIN_SLOWEST_S = 60.0
+PLAIN_SHARE = 0.02
+"""Of the time that has passed: the wait for the next line."""
 
 
 class Reporter:
@@ -70,14 +74,20 @@ class PlainCounter(Counter):
 
     def __init__(self, reporter: Reporter, name: str, total: int | None) -> None:
         self._reporter, self._name, self._total = reporter, name, total
-        self._last = time.monotonic()
+        self._started = self._last = time.monotonic()
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         """Print, if the last line is old enough."""
         self._total = total or self._total
-        if time.monotonic() - self._last < PLAIN_EVERY_S and done != self._total:
+        now = time.monotonic()
+        if now - self._last < plain_wait_s(now - self._started) and done != self._total:
             return
-        self._last = time.monotonic()
+        self._last = now
         of = f"/{self._total}" if self._total else ""
         self._reporter.line(f"  {self._name} {done}{of} {note}".rstrip())
         sys.stderr.flush()
+
+
+def plain_wait_s(elapsed_s: float) -> float:
+    """Seconds between printed lines after so many: a file of a day's run stays readable."""
+    return min(PLAIN_SLOWEST_S, max(PLAIN_EVERY_S, PLAIN_SHARE * elapsed_s))

@@ -84,7 +84,8 @@ class EpisodePlan:
     errors_judged_after: int = 20
     retry_errors: bool = False
     max_starts: int = 5
-    """These four: see `CollectConfig`."""
+    try_timeout_s: float = 120.0
+    """These five: see `CollectConfig`."""
     job_seed: int = 0
     """Seed of the run; part of the identity, because generated tasks follow from it."""
     prices: Mapping[str, Price] = field(default_factory=dict)
@@ -154,6 +155,7 @@ class EpisodePlan:
             errors_judged_after=collect.errors_judged_after,
             retry_errors=collect.retry_errors,
             max_starts=collect.max_starts,
+            try_timeout_s=collect.try_timeout_s,
             job_seed=config.seed,
             prices=config.prices,
             cache_dir=_cache_dir(config),
@@ -212,7 +214,7 @@ class EpisodeRunner:
             return ExpertStudent(task)
         if self._student is None:
             self._student = plan.student.connect(
-                timeout_s=plan.settings.step_timeout_s,
+                timeout_s=min(plan.try_timeout_s, plan.settings.step_timeout_s),
                 max_concurrency=plan.episodes_per_actor,
                 price=plan.prices.get(plan.student.model),
             )

@@ -16,7 +16,7 @@ from step_ray.types import Source, Trajectory
 SPEED_ONLY = {
     *("num_actors", "min_actors", "node_labels", "episodes_per_actor", "cpus_per_actor"),
     *("rows_per_shard", "max_error_share", "max_errors", "errors_judged_after", "retry_errors"),
-    "max_starts",
+    *("max_starts", "try_timeout_s"),
 }
 """Settings of `collect` that change how fast and with how many faults, not what."""
 TRAIN_SPEED_ONLY = {"cpus_per_worker", "checkpoint_every", "max_failures"}

@@ -51,6 +51,7 @@ def gather(config: RunConfig) -> ReportInputs:
         outcomes={model: success_by_task(t) for model, t in played.items()},
         training={m: lines for m, lines in training.items() if lines},
         collection=_collection(root / "trajectories" / "collect"),
+        collection_state=_collection_state(config),
         datasets={m: summary for m, summary in datasets.items() if summary},
         task_types={t.task.task_id: t.task.task_type for ts in played.values() for t in ts},
     )
@@ -67,6 +68,14 @@ def _eval(config: RunConfig, model: str, trajectories: list[Trajectory]) -> Eval
         config.evaluate.seeds[0],
         config.env.scoring,
     )
+
+
+def _collection_state(config: RunConfig) -> dict[str, Any]:
+    state = RunFolder(config.run_dir).state("collect")
+    if state.status is None:
+        return {}
+    budget = config.teacher.budget.limits
+    return {"status": state.status, "budget": budget, "summary": dict(state.summary)}
 
 
 def _facts(root: Path) -> dict[str, Any]:

@@ -16,7 +16,9 @@ class CollectionCounts:
 
     def __init__(self) -> None:
         self.num_episodes = self.num_success = 0
-        self.teacher_calls = self.teacher_tokens = self.env_steps = 0
+        self.teacher_calls = self.teacher_tokens = self.teacher_cached_calls = self.env_steps = 0
+        self.money = 0.0
+        """Paid for student and teacher, by the price table."""
         self.stops: Counter[str] = Counter()
         self.verdicts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -41,7 +43,9 @@ class CollectionCounts:
         self.num_success += trajectory.success
         self.teacher_calls += usage.teacher_calls
         self.teacher_tokens += usage.teacher_prompt_tokens + usage.teacher_completion_tokens
+        self.teacher_cached_calls += usage.teacher_cached_calls
         self.env_steps += usage.env_steps
+        self.money += usage.teacher_cost + usage.student_cost
         self.stops[trajectory.stop_reason.value] += 1
         verdicts = [step.verdict for step in steps if step.verdict]
         self.verdicts.update(v.label.value for v in verdicts)

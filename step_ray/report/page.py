@@ -7,6 +7,7 @@ itself forbids scripts and requests, because observations and answers of models 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,11 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from step_ray.report import charts
 from step_ray.report.collection import CollectionCounts
+from step_ray.report.cost import collection_cost
 from step_ray.report.results import (
     BASE,
     NOT_RUN,
     ReportInputs,
     ResultRow,
+    costs,
     count,
     difference,
     plain,
@@ -60,6 +63,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             chart_log=charts.loss_chart(inputs.training, log_y=True),
             chart_linear=charts.loss_chart(inputs.training, log_y=False),
             collection=collection_summary(inputs.collection, confidence),
+            spending=spending_facts(inputs.collection_state),
             datasets=inputs.datasets,
             dataset_lines=dataset_lines(inputs.datasets),
             costs=cost_lines(inputs),
@@ -127,30 +131,9 @@ def _labelled(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cost_lines(inputs: ReportInputs) -> Lines:
-    """Per arm: trained trajectories and tokens (one epoch), teacher calls and tokens, env steps.
-
-    An arm with self-reflected data pays for the whole collection, dropped episodes included; the
-    others pay nothing for it. What playing the golden trajectories cost is not counted.
-    """
-    arms = {BASE: {}, **inputs.config.get("arms", {})}
-    lines: Lines = []
-    for arm in dict.fromkeys([*arms, *inputs.datasets]):
-        data = inputs.datasets.get(arm, {})
-        if arm not in arms:
-            paid: list[int | None] = [None, None, None]
-        elif arms[arm].get("self_reflected", False):
-            paid = _collection_cost(inputs.collection)
-        else:
-            paid = [0, 0, 0]
-        lines.append((arm, [data.get("num_examples"), data.get("num_trained_tokens"), *paid]))
-    return lines
-
-
-def _collection_cost(collection: CollectionCounts) -> list[int | None]:
-    """Teacher calls, teacher tokens (prompt and answer) and environment steps."""
-    if not collection.num_episodes:
-        return [None, None, None]
-    return [collection.teacher_calls, collection.teacher_tokens, collection.env_steps]
+    """Per arm, see cost.ArmCost: data of one epoch, teacher calls and tokens, money, env steps."""
+    arms = dict.fromkeys([BASE, *inputs.config.get("arms", {}), *inputs.datasets])
+    return [(arm, list(asdict(costs(inputs, arm)).values())) for arm in arms]
 
 
 def collection_summary(
@@ -161,15 +144,17 @@ def collection_summary(
         return None
     rates = collection.success_by_task()
     success = wilson_interval(math.fsum(rates), len(rates), confidence)
-    corrections = collection.num_corrections
+    corrections, cost = collection.num_corrections, collection_cost(collection)
     return {
         "facts": [
             ("episodes", count(collection.num_episodes)),
             ("successful", count(collection.num_success)),
             ("success rate, %", " ".join(rate(success))),
-            ("environment steps", count(collection.env_steps)),
-            ("teacher calls", count(collection.teacher_calls)),
-            ("teacher tokens", count(collection.teacher_tokens)),
+            ("environment steps", count(cost.env_steps)),
+            ("teacher calls", count(cost.teacher_calls)),
+            ("teacher tokens", count(cost.teacher_tokens)),
+            ("replies from the cache", count(cost.teacher_cached_calls)),
+            ("money", count(cost.money)),
             ("corrections", count(corrections)),
             ("per episode", f"{corrections / collection.num_episodes:.2f}"),
         ],
@@ -180,6 +165,24 @@ def collection_summary(
             ("Episodes by number of corrections", sorted(collection.corrections.items())),
         ],
     }
+
+
+def spending_facts(state: Mapping[str, Any]) -> list[str]:
+    """Sentences on what the collection has spent in all, and on what it left undone."""
+    summary = state.get("summary", {})
+    if "spent_calls" not in summary:
+        return []
+    spent = ", ".join(
+        f"{count(summary[f'spent_{name}'])} {name}" for name in ("calls", "tokens", "money")
+    )
+    limits = ", ".join(f"{count(limit)} {name}" for name, limit in state.get("budget", {}).items())
+    lines = [
+        f"Spent on the teacher in all, episodes that were lost or played again included: {spent}"
+        + (f"; budget: {limits}." if limits else "; no budget.")
+    ]
+    if summary.get("unfinished"):
+        lines.append(f"Not all of it was played: {summary['unfinished']}.")
+    return lines
 
 
 def example_view(trajectory: Trajectory, mask_suboptimal: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from step_ray.errors import DataError
 from step_ray.report.collection import CollectionCounts
+from step_ray.report.cost import ArmCost, arm_cost, collection_cost
 from step_ray.stats import PairedDifference, paired_difference
 from step_ray.types import EvalReport, Interval
 
@@ -51,6 +52,9 @@ class ReportInputs:
     """Arm -> metric lines; those with `step` (optimizer steps) and `loss` are drawn."""
     collection: CollectionCounts = field(default_factory=CollectionCounts)
     """All episodes of the collection, kept or not."""
+    collection_state: Mapping[str, Any] = field(default_factory=dict)
+    """The record of its stage: `status`, and the `summary` with what was spent in all and what a
+    budget left undone. Empty: never begun."""
     datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Arm -> fields of its dataset.DatasetSummary. All are shown; the cost table reads
     `num_examples` and `num_trained_tokens`."""
@@ -66,6 +70,7 @@ class ResultRow:
     report: EvalReport | None
     vs_base: Comparison
     vs_golden_only: Comparison
+    cost: ArmCost
 
 
 def results_rows(inputs: ReportInputs) -> list[ResultRow]:
@@ -85,9 +90,17 @@ def results_rows(inputs: ReportInputs) -> list[ResultRow]:
             report=reports.get(arm),
             vs_base=_compare(inputs, reports.get(arm), BASE),
             vs_golden_only=_compare(inputs, reports.get(arm), GOLDEN_ONLY),
+            cost=costs(inputs, arm),
         )
         for arm in dict.fromkeys([BASE, *inputs.config.get("arms", {}), *reports])
     ]
+
+
+def costs(inputs: ReportInputs, arm: str) -> ArmCost:
+    """What an arm was made from."""
+    recipes = {BASE: {}, **inputs.config.get("arms", {})}
+    collected = collection_cost(inputs.collection)
+    return arm_cost(recipes.get(arm), inputs.datasets.get(arm, {}), collected)
 
 
 def _compare(inputs: ReportInputs, report: EvalReport | None, other: str) -> Comparison:
@@ -173,7 +186,8 @@ def count(value: Any) -> str:
 
 
 def write_results(folder: str | Path, inputs: ReportInputs) -> None:
-    """Write results.json (all numbers, nested) and results.csv (one flat line per arm).
+    """Write results.json (all numbers, nested), results.csv (one flat line per arm) and
+    collection.json (what the collection cost, and whether all of it was played).
 
     The CSV leaves out stop reasons and task types. A number that was not measured, or a bound
     that does not exist, is null in the one and empty in the other.
@@ -183,6 +197,13 @@ def write_results(folder: str | Path, inputs: ReportInputs) -> None:
     """
     rows = [plain(asdict(row)) for row in results_rows(inputs)]
     write_text(Path(folder) / "results.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    record = plain(
+        {
+            **inputs.collection_state,
+            "cost_of_what_counts": asdict(collection_cost(inputs.collection)),
+        }
+    )
+    write_text(Path(folder) / "collection.json", json.dumps(record, indent=2) + "\n")
     lines = [_flat(row) for row in rows]
     buffer = io.StringIO()
     names = dict.fromkeys(name for line in lines for name in line)

@@ -15,7 +15,7 @@ import pytest
 
 from step_ray.collect import run_episodes
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
-from step_ray.errors import EpisodesError
+from step_ray.errors import DataError, EndpointError, EpisodesError, RunStateError
 from step_ray.rollout import EpisodeSettings, trajectory_id
 from step_ray.runner import Address, EpisodePlan
 from step_ray.store import read_rows, read_trajectories, total_usage
@@ -166,6 +166,43 @@ def test_a_stage_in_which_every_episode_fails_is_an_error_that_quotes_the_first(
     assert on_disk(tmp_path) == Counter(ids(tasks[:2], source=Source.STUDENT))
 
 
+def test_a_stage_that_goes_wrong_stops_early_and_keeps_what_has_ended(tasks, tmp_path):
+    many = [replace(task, task_id=f"{task.task_id}-{i}") for task in tasks for i in range(20)]
+    nobody = Address(base_url="http://127.0.0.1:9/v1", model="m")
+    short = replace(PLAN.settings, step_timeout_s=0.01)
+    plan = replace(PLAN, source=Source.STUDENT, student=nobody, settings=short)
+    with pytest.raises(
+        EpisodesError, match=r"^stopped, what has ended is kept: 10 of the first 10"
+    ):
+        run_episodes(many, replace(plan, max_error_share=0.2, errors_judged_after=10), tmp_path)
+    assert on_disk(tmp_path).total() == 10
+    # what is missing is played, and that too goes wrong
+    with pytest.raises(EpisodesError, match=r"^stopped, .*: 12 of 120 .* collect\.max_errors 11"):
+        run_episodes(many, replace(plan, max_error_share=0.2, max_errors=11), tmp_path)
+    assert set(on_disk(tmp_path).values()) == {1}
+
+
+def test_an_episode_that_is_asked_for_twice_is_refused(tasks, tmp_path):
+    with pytest.raises(DataError) as caught:
+        run_episodes([*tasks, tasks[1]], PLAN, tmp_path / "out")
+    assert str(caught.value) == (
+        "tasks: 1 episodes are asked for more than once, first 'alfworld/train/1#expert#0'"
+        " (2 times); list each task and each seed once"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_another_collection_is_refused(golden, tasks):
+    before = on_disk(golden[0])
+    for other, line in (
+        (replace(PLAN, job_seed=1), "seed was 0, is 1"),
+        (replace(PLAN, settings=EpisodeSettings(prompt="alfworld_v1")), "settings.prompt was"),
+    ):
+        with pytest.raises(RunStateError, match=f"trajectories of another collection .{line}"):
+            run_episodes(tasks, other, golden[0])
+    assert on_disk(golden[0]) == before
+
+
 def budget(calls, **fields):
     return TeacherConfig(budget=BudgetConfig(calls=calls, **fields))
 
@@ -278,6 +315,31 @@ def test_a_rerun_is_judged_from_the_cache_and_costs_nothing(tasks, tmp_path, con
         for name in ("first", "again")
     ]
     assert texts[0] == texts[1]
+
+
+class Refusing(Contented):
+    """An endpoint that wants another key."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.sessions.append(self.headers["x-session-id"])
+        self.send_error(401)
+
+
+def test_an_endpoint_that_refuses_the_key_stops_the_stage_at_once(tasks, tmp_path, contented):
+    contented.RequestHandlerClass = Refusing
+    teacher = TeacherConfig(
+        kind="llm",
+        base_url=f"http://127.0.0.1:{contented.server_port}/v1",
+        model="m",
+        api_key_env="STEP_RAY_TEST_KEY",
+    )
+    plan = replace(PLAN, source=Source.SELF_REFLECTED, teacher=teacher, max_error_share=0.9)
+    many = [replace(task, task_id=f"{task.task_id}-{i}") for task in tasks for i in range(9)]
+    with pytest.raises(EndpointError, match=r"^m at http:.*: HTTP 401: .* what has ended is kept"):
+        run_episodes(many, plan, tmp_path)
+    assert 1 <= len(contented.sessions) < 20
+    assert on_disk(tmp_path).total() >= 1
 
 
 DRIVER = """

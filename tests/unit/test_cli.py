@@ -1,10 +1,13 @@
 """The command line: a wrong input is one clear line, exit code 2, and nothing on disk."""
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -118,6 +121,118 @@ def test_a_teacher_without_key(step_ray, config, monkeypatch, key):
     teacher = {"kind": "llm", "base_url": "http://h/v1", "model": "m", "api_key_env": "MY_KEY"}
     assert refusal(step_ray("run", config(teacher=teacher))) == (
         "teacher.api_key_env: 'MY_KEY' is not set; export the key"
+    )
+
+
+class Gateway(BaseHTTPRequestHandler):
+    """Lists its models to anybody, and is particular about who asks them what."""
+
+    def do_GET(self):
+        self.answer(200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.asked.append(body["max_tokens"])
+        if self.headers["authorization"] != "Bearer right":
+            self.answer(401, {"error": {"message": "unknown key"}})
+        elif body["max_tokens"] > 4000:
+            words = "This model's maximum context length is 4096 tokens"
+            self.answer(400, {"error": {"message": words}})
+        else:
+            self.answer(404, {"error": {"message": "no such deployment"}})
+
+    def answer(self, status, body):
+        raw = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def gateway():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    server.asked = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("key", "teacher", "line"),
+    [
+        (
+            "wrong",
+            {},
+            "teacher.base_url: 'URL' refuses a chat request; check the key and the model",
+        ),
+        ("right", {}, "teacher.model: URL has no 'm' (HTTP 404: Error code: 404 - no such"),
+        ("right", {"model": "n"}, "teacher.model: 'n' is not served at URL; it has ['m']"),
+        ("right", {"max_tokens": 5000}, "teacher.max_tokens: 5000 do not fit the context of 'm'"),
+    ],
+)
+def test_a_teacher_that_would_refuse_every_call(
+    step_ray, config, monkeypatch, gateway, key, teacher, line
+):
+    url = f"http://127.0.0.1:{gateway.server_port}/v1"
+    monkeypatch.setenv("MY_KEY", key)
+    address = {"kind": "llm", "base_url": url, "model": "m", "api_key_env": "MY_KEY"}
+    path = config(teacher={**address, **teacher})
+    assert refusal(step_ray("run", path)).replace(url, "URL").startswith(line)
+
+
+def test_a_served_student_that_would_refuse_every_call(step_ray, config, gateway):
+    url = f"http://127.0.0.1:{gateway.server_port}/v1"
+    path = config(collect={"endpoint": {"base_url": url, "model": "m"}})
+    assert (
+        refusal(step_ray("run", path))
+        .replace(url, "URL")
+        .startswith(
+            "collect.endpoint.base_url: 'URL' refuses a chat request; check the key and the model"
+        )
+    )
+
+
+def test_a_dry_run_asks_for_no_reply(step_ray, config, gateway):
+    url = f"http://127.0.0.1:{gateway.server_port}/v1"
+    code, _, _ = step_ray(
+        "run", config(collect={"endpoint": {"base_url": url, "model": "m"}}), "--dry-run"
+    )
+    assert (code, gateway.asked) == (0, [])
+
+
+@pytest.mark.parametrize("limit", ["calls=0", "tokens=0", "money=0"])
+def test_a_budget_of_nothing(step_ray, config, limit):
+    name, _ = limit.split("=")
+    line = refusal(step_ray("run", config(), "--set", f"teacher.budget.{limit}"))
+    assert line.startswith(f"teacher.budget.{name}: Input should be greater than")
+
+
+def test_a_turn_that_leaves_no_room_for_a_prompt(step_ray, config):
+    path = config(student={"init": "scratch", "max_length": 256})
+    assert refusal(step_ray("run", path)) == (
+        "collect.max_new_tokens: 256 leaves no room for a prompt in student.max_length 256; lower"
+        " it"
+    )
+
+
+def test_more_actors_at_first_than_at_most(step_ray, config):
+    assert refusal(step_ray("run", config(collect={"min_actors": 2}))).startswith(
+        "collect: collect.min_actors 2 is more than collect.num_actors 1; raise num_actors"
+    )
+
+
+def test_a_label_that_a_local_cluster_has_not(step_ray, config):
+    assert refusal(step_ray("run", config(collect={"node_labels": {"role": "cpu"}}))) == (
+        "collect.node_labels: no node of the cluster has role: cpu (there: none);"
+        " label nodes with `ray start --labels`, or mend the setting"
     )
 
 

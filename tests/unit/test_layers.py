@@ -24,11 +24,19 @@ LAYERS: list[set[str]] = [
     {"callcache", "meter"},
     {"failures", "shardwriter", "tally", "totals"},
     {"metrics"},
-    {"envs.base", "report.results", "player", "train_faults", "resources", "masking"},
+    {
+        "envs.base",
+        "report.results",
+        "report.cost",
+        "player",
+        "train_faults",
+        "resources",
+        "masking",
+    },
     {"envs", "envs.alfworld.belief", "envs.alfworld.text", "envs.alfworld.goal"},
     {"envs.alfworld.usual", "envs.scienceworld.jvm"},
     {"envs.scienceworld.env", "envs.scienceworld.track"},
-    {"envs.scienceworld.gold"},
+    {"envs.scienceworld.gold", "envs.scienceworld.content"},
     {"envs.scienceworld.goldcache"},
     {"envs.scienceworld.expert", "envs.scienceworld.tasks"},
     {"envs.webshop.analysis", "envs.webshop.products", "envs.webshop.generator"},
@@ -69,7 +77,7 @@ LIGHT = {
     *("data", "data.flags", "data.files", "data.chats", "data.formats", "data.stats", "replay"),
     *("data.agenttraj", "data.export", "data.ingest", "data.commands"),
     *("raysetup", "serving", "viewer", "report", "report.page", "report.results"),
-    *("report.charts", "report.collection", "envs", "envs.base"),
+    *("report.charts", "report.collection", "report.cost", "envs", "envs.base"),
 }
 """What the command line loads before it knows what to do; `step_ray.envs.alfworld` is light too."""
 

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_ray.endpoint import check_endpoint
+from step_ray import replylimit
+from step_ray.endpoint import check_chat, check_endpoint
 from step_ray.errors import (
     BudgetError,
     ConfigError,
@@ -542,3 +543,117 @@ def test_a_script_is_answered_in_order_and_remembers_its_calls():
 def test_a_script_may_be_a_function_of_the_messages():
     model = ScriptedLLM(lambda messages: messages[-1].content.upper())
     assert asyncio.run(model.complete(MESSAGES, max_tokens=5)).text == "HELLO"
+
+
+# A reply without an end
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_reply_that_never_stops_is_cut_and_sent_again(status, monkeypatch):
+    monkeypatch.setattr(replylimit, "MAX_REPLY_BYTES", 100_000)
+    sent = []
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            sent.append(0)
+            self.send_response(status)
+            self.end_headers()
+            with suppress(ConnectionError):
+                while True:
+                    self.wfile.write(b" " * 10_000)
+                    sent[-1] += 10_000
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    with pytest.raises(LLMError, match=r"gave up after 2 tries: the reply has more than 100,000"):
+        complete(url, max_retries=1)
+    server.shutdown()
+    thread.join()
+    server.server_close()  # waits for its handlers: they have seen that nobody listens
+    assert len(sent) == 2
+
+
+def test_a_packed_reply_is_not_asked_for():
+    with serving(answer()) as server:
+        complete(server.url)
+        assert server.requests[0][1]["accept-encoding"] == "identity"
+
+
+# An endpoint that refuses for good
+
+
+def refusal_after(*script):
+    async def send(url):
+        chat = OpenAIChat(base_url=url, model="m", max_retries=0)
+        for _ in script:
+            with suppress(LLMError):
+                await chat.complete(MESSAGES, max_tokens=5)
+        await chat.aclose()
+        return chat.refusal
+
+    with serving(*script) as server:
+        return asyncio.run(send(server.url)).replace(server.url, "URL")
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+def test_an_endpoint_that_has_never_answered_refuses_for_good(status):
+    assert refusal_after(fault(status, "who are you")).startswith(f"m at URL: HTTP {status}: ")
+
+
+def test_an_account_without_money_is_a_refusal():
+    assert "HTTP 429" in refusal_after(fault(429, code="insufficient_quota"))
+
+
+@pytest.mark.parametrize("script", [(answer(), fault(404)), (fault(400),), (fault(500),)])
+def test_what_answered_once_or_may_pass_or_is_about_the_request_is_none(script):
+    assert refusal_after(*script) == ""
+
+
+def ask(script, **options):
+    with serving(script) as server:
+        settings = {"timeout_s": 5.0, "tokens": ("teacher.max_tokens", 512), **options}
+        try:
+            check_chat("teacher", server.url, "m", "secret-key", **settings)
+        except EndpointError as exc:
+            return str(exc).replace(server.url, "URL"), server.requests
+        return "", server.requests
+
+
+def test_the_question_before_a_run_asks_for_as_much_as_a_call_will():
+    line, ((path, _, body),) = ask(answer())
+    assert (line, path) == ("", "/v1/chat/completions")
+    assert (body["model"], body["max_tokens"]) == ("m", 512)
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        (
+            fault(401, "bad key secret-key"),
+            "teacher.base_url: 'URL' refuses a chat request; check the key and the model"
+            " (HTTP 401: Error code: 401 - bad key <key>)",
+        ),
+        (
+            fault(404, "no such model"),
+            "teacher.model: URL has no 'm' (HTTP 404: Error code: 404 - no such model)",
+        ),
+        (
+            fault(400, "This model's maximum context length is 256 tokens"),
+            "teacher.max_tokens: 512 do not fit the context of 'm'; lower it (HTTP 400: Error code:"
+            " 400 - This model's maximum context length is 256 tokens)",
+        ),
+    ],
+)
+def test_what_every_call_would_be_refused_for_is_said_before(script, line):
+    assert ask(script)[0] == line
+
+
+@pytest.mark.parametrize("script", [fault(429), fault(503), (200, {}, b"<html>")])
+def test_what_may_pass_is_left_to_the_calls(script):
+    assert ask(script)[0] == ""

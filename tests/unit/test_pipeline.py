@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from step_ray.config import parse_config
 from step_ray.errors import ConfigError, RunStateError
 from step_ray.progress import Reporter
 from step_ray.resources import Node
+from step_ray.runfolder import DONE, PARTIAL, RunFolder
 from step_ray.stages import Stage, build_stages
 
 
@@ -21,20 +23,22 @@ def line(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "cluster_nodes", lambda: [Node(amounts={"CPU": 4.0})])
     monkeypatch.setattr(pipeline, "can_grow", lambda: False)
     monkeypatch.setattr("step_ray.raysetup.connected", lambda config: contextlib.nullcontext())
-    config = parse_config({"name": "r", "output_dir": str(tmp_path)})
-    made = []
+    made, summaries = [], {}
 
     def stage(name, needs, settings, limits=frozenset()):
         def run(context):
             (context.root / name).mkdir(exist_ok=True)
             made.append(name)
-            return {}
+            return dict(summaries.get(name, {}))
 
         return Stage(
             name=name, needs=needs, settings=settings, outputs=(name,), run=run, limits=limits
         )
 
-    def start(limit, *, other=0, redo=False, only=None):
+    def start(limit, *, other=0, redo=False, only=None, retry_errors=False, **summary):
+        collect = {"retry_errors": retry_errors}
+        config = parse_config({"name": "r", "output_dir": str(tmp_path), "collect": collect})
+        summaries["collect"] = summary
         settings = {"teacher": {"budget": {"calls": limit}}, "other": other}
         limits = frozenset({"teacher.budget.calls"})
         stages = [stage("collect", (), settings, limits), stage("dataset", ("collect",), {})]
@@ -102,3 +106,55 @@ def test_the_collection_grows_with_the_budget_and_tolerates_without_being_anothe
     assert collect().limits == {f"teacher.budget.{x}" for x in ("calls", "tokens", "money")}
     assert collect().settings["teacher"]["budget"] == {"calls": None, "tokens": None, "money": None}
     assert collect().settings == collect(collect={"max_error_share": 0.5}).settings
+    assert collect().settings == collect(collect={"retry_errors": True}).settings
+
+
+LEFT = "the budget is spent: 3 episodes did not begin; raise it"
+
+
+def test_what_a_budget_ended_is_partial_is_used_and_says_so_each_time(line, tmp_path):
+    out, made = line(10, unfinished=LEFT)
+    assert made == ["collect", "dataset"]
+    assert re.search(r"part +collect", out)
+    assert f"collect: {LEFT}" in out
+    assert RunFolder(tmp_path / "r").state("collect").status == PARTIAL
+    out, made = line(10)
+    assert made == []
+    assert "every stage is done already" in out
+    assert f"collect: {LEFT}" in out
+
+
+def test_a_partial_stage_goes_on_with_a_raised_limit_and_is_done_then(line, tmp_path):
+    line(10, only=("collect",), unfinished=LEFT)
+    out, made = line(20, only=("collect",))
+    assert (made, "go on" in out) == (["collect"], True)
+    state = RunFolder(tmp_path / "r").state("collect")
+    assert (state.status, state.unfinished) == (DONE, "")
+
+
+def test_errors_of_a_finished_stage_are_played_again_on_request_only(line):
+    line(10, only=("collect",), num_errors=2)
+    assert line(10, only=("collect",))[1] == []
+    assert line(10, only=("collect",), retry_errors=True)[1] == ["collect"]
+    # now there are none
+    assert line(10, only=("collect",), retry_errors=True)[1] == []
+
+
+def test_what_was_made_before_errors_were_played_again_is_refused_or_made_again(line):
+    assert line(10, num_errors=2)[1] == ["collect", "dataset"]
+    with pytest.raises(RunStateError, match="stage dataset was made from what is now added to"):
+        line(10, retry_errors=True)
+    assert line(10, retry_errors=True, redo=True)[1] == ["collect", "dataset"]
+    assert line(10)[1] == []
+
+
+def test_a_student_behind_an_address_needs_no_base_agent_and_its_address_may_change():
+    def collect(**endpoint):
+        student = {"base_url": "http://a/v1", "model": "m", **endpoint}
+        stages = build_stages(parse_config({"name": "r", "collect": {"endpoint": student}}))
+        return next(stage for stage in stages if stage.name == "collect")
+
+    assert collect().needs == ("tasks",)
+    assert collect().settings["student"] == "m"
+    assert collect().settings == collect(base_url="http://b/v1", api_key_env="K").settings
+    assert collect().settings != collect(model="n").settings

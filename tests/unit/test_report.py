@@ -31,6 +31,7 @@ from step_ray.report.page import (
     cost_lines,
     dataset_lines,
     example_view,
+    spending_facts,
     split_reflection,
 )
 from step_ray.stats import mean_interval, wilson_interval
@@ -167,10 +168,16 @@ def test_script_in_an_observation_stays_text(tmp_path):
     assert attack in page.text
 
 
+# what "Thought: " holds itself is found there, and not where the reflection stands
+TEXTS = st.text(
+    st.sampled_from("<>&\"'/=a \n{}%") | st.characters(), min_size=1, max_size=40
+).filter(lambda text: text not in "Thought: ")
+
+
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.text(st.sampled_from("<>&\"'/=a \n{}%") | st.characters(), min_size=1, max_size=40))
+@given(TEXTS)
 def test_untrusted_text_adds_no_tags(tmp_path, text):
     def inputs(text: str) -> ReportInputs:
         step = make_report("step", 4)
@@ -264,15 +271,38 @@ def test_an_arm_with_self_reflected_data_pays_for_the_whole_collection():
     inputs = full_inputs()
     inputs = replace(inputs, datasets={**inputs.datasets, "other": {}})
     assert cost_lines(inputs) == [
-        ("base", [None, None, 0, 0, 0]),
-        ("golden_only", [None, None, 0, 0, 0]),
-        ("step", [7, 1234, 4, 1100, 6]),
-        ("other", [None, None, None, None, None]),
+        ("base", [None, None, 0, 0, 0, 0.0, 0]),
+        ("golden_only", [None, None, 0, 0, 0, 0.0, 0]),
+        ("step", [7, 1234, 4, 1100, 0, 0.0, 6]),
+        ("other", [None] * 7),
     ]
-    assert cost_lines(replace(inputs, collection=CollectionCounts()))[2] == (
-        "step",
-        [7, 1234, None, None, None],
+    nothing = cost_lines(replace(inputs, collection=CollectionCounts()))[2]
+    assert nothing == ("step", [7, 1234, *[None] * 5])
+
+
+def test_money_and_cached_replies_are_in_the_files_and_on_the_page(tmp_path):
+    usage = Usage(teacher_calls=2, teacher_cached_calls=3, teacher_cost=1.5, student_cost=0.25)
+    summary = {"spent_calls": 5, "spent_tokens": 700, "spent_money": 2.0, "unfinished": "3 to go"}
+    state = {"status": "partial", "budget": {"money": 2.0}, "summary": summary}
+    inputs = replace(
+        full_inputs(),
+        collection=CollectionCounts.of([replace(mended("t1"), usage=usage)] * 2),
+        collection_state=state,
     )
+    write_results(tmp_path, inputs)
+    step = json.loads((tmp_path / "results.json").read_text())[2]["cost"]
+    assert (step["money"], step["teacher_calls"], step["teacher_cached_calls"]) == (3.5, 4, 6)
+    record = json.loads((tmp_path / "collection.json").read_text())
+    assert (record["status"], record["summary"]) == ("partial", summary)
+    assert record["cost_of_what_counts"]["money"] == 3.5
+    text = render(tmp_path, inputs).text
+    assert "lost or played again included: 5 calls, 700 tokens, 2 money; budget: 2 money." in text
+    assert "Not all of it was played: 3 to go." in text
+
+
+def test_without_a_record_of_the_collection_nothing_is_said_about_its_budget():
+    assert spending_facts({}) == []
+    assert spending_facts({"status": "started", "summary": {}}) == []
 
 
 def test_collection_counts_by_hand():

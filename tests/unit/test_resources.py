@@ -3,7 +3,7 @@
 import pytest
 
 from step_ray.config import RayConfig, parse_config
-from step_ray.resources import Node, fault, local_nodes
+from step_ray.resources import Node, fault, has_label, local_nodes
 from step_ray.stages import build_stages
 
 BOX = [Node(amounts={"CPU": 4.0, "memory": 1e9})]
@@ -86,3 +86,49 @@ def test_a_local_cluster_has_the_cpus_that_it_is_given():
     assert local_nodes(RayConfig(num_cpus=7), with_gpus=False) == [
         Node(amounts={"CPU": 7, "GPU": 0})
     ]
+
+
+LABELLED = [
+    Node(amounts={"CPU": 4.0}, labels={"role": "head"}),
+    Node(amounts={"CPU": 1.0}, labels={"role": "rollout", "zone": "a"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "takes"),
+    [
+        ("rollout", [False, True]),
+        ("!rollout", [True, False]),
+        ("in(a, rollout)", [False, True]),
+        ("!in(head,rollout)", [False, False]),
+    ],
+)
+def test_a_label_is_read_as_ray_reads_it(wanted, takes):
+    assert [has_label(node, "role", wanted) for node in LABELLED] == takes
+
+
+def test_a_node_without_the_label_has_none_of_its_values():
+    assert [has_label(node, "zone", "!a") for node in LABELLED] == [True, False]
+
+
+def test_rollouts_on_a_label_that_no_node_has_are_refused():
+    assert line(LABELLED, collect={"node_labels": {"role": "cpu"}}) == (
+        "collect.node_labels: no node of the cluster has role: cpu (there: head, rollout);"
+        " label nodes with `ray start --labels`, or mend the setting"
+    )
+    assert line(LABELLED, collect={"node_labels": {"role": "rollout"}}) is None
+
+
+def test_rollouts_must_fit_on_the_nodes_of_their_label():
+    collect = {"node_labels": {"role": "rollout"}, "cpus_per_actor": 2}
+    assert line(LABELLED, collect=collect) == (
+        "collect.cpus_per_actor: 1 x (2 CPU on role: rollout) does not fit; the nodes with these"
+        " labels have 1 CPU, 0 GPU; lower it or use a larger cluster"
+    )
+
+
+def test_a_student_behind_an_address_takes_nothing_of_the_cluster():
+    student = {"endpoint": {"base_url": "http://h/v1", "model": "m"}}
+    gpus = {"serve": {"gpus_per_replica": 1}}
+    assert line(BOX, only=("collect",), **gpus) is not None
+    assert line(BOX, only=("collect",), collect=student, **gpus) is None

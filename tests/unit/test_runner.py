@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from step_ray.config import parse_config
 from step_ray.desk import TeacherDesk
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.rollout import EpisodeSettings
@@ -170,3 +171,63 @@ def test_an_episode_in_flight_may_finish_over_the_budget(game_row):
     row, paid = play_with_desk(game_row, spent=0, calls=2, at_limit="finish")
     assert json.loads(row["record"])["stop_reason"] == "success"
     assert paid > 2
+
+
+def test_an_episode_that_many_actors_died_of_is_an_error_and_not_played(game_row):
+    desk = TeacherDesk(TeacherConfig(), Spending(), max_starts=1)
+    plan = EpisodePlan(
+        source=Source.EXPERT,
+        settings=EpisodeSettings(prompt="alfworld_short"),
+        env="alfworld",
+        max_starts=1,
+    )
+    first = asyncio.run(EpisodeRunner(plan, LocalDesk(desk))(game_row))
+    assert json.loads(first["record"])["stop_reason"] == "success"
+    desk.start("t#expert#0")  # by an actor that died
+    row = json.loads(asyncio.run(EpisodeRunner(plan, LocalDesk(desk))(game_row))["record"])
+    assert (row["stop_reason"], row["steps"]) == ("env_error", [])
+    assert row["error"] == "collect.max_starts: 1 actors died while playing it"
+
+
+# Whose the episodes are
+
+
+def identity(**sections):
+    teacher = {
+        "kind": "llm",
+        "base_url": "http://a/v1",
+        "model": "m",
+        **sections.pop("teacher", {}),
+    }
+    config = parse_config({"name": "r", "teacher": teacher, **sections})
+    student = Address(base_url="http://s/v1", model="base")
+    plan = EpisodePlan.from_config(
+        config, Source.SELF_REFLECTED, student=student, teacher=config.teacher
+    )
+    return plan.identity()
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"teacher": {"base_url": "http://b/v1", "api_key_env": "K", "budget": {"calls": 5}}},
+        {"collect": {"num_actors": 7, "step_timeout_s": 5, "max_errors": 3}},
+        {"name": "other"},
+    ],
+)
+def test_where_and_how_fast_is_no_part_of_the_identity(sections):
+    assert identity(**sections) == identity()
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"teacher": {"model": "n"}},
+        {"teacher": {"when": "before_execution"}},
+        {"collect": {"max_new_tokens": 9}},
+        {"env": {"max_steps": 9}},
+        {"seed": 1},
+    ],
+)
+def test_who_plays_what_and_how_is_the_identity(sections):
+    assert identity(**sections) != identity()
