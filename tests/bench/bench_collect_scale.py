@@ -45,7 +45,7 @@ ROWS_PER_SHARD = 16
 class Scripted:
     """A student that costs nothing."""
 
-    name = "scripted"
+    name, refusal = "scripted", ""
 
     async def complete(self, messages: list, **_: object) -> Completion:
         action = ACTIONS[len(messages) // 2 % len(ACTIONS)]
