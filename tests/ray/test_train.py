@@ -170,9 +170,12 @@ def test_an_elastic_training_starts_with_the_workers_that_fit_and_keeps_its_batc
 
 
 def test_the_best_checkpoint_is_kept_and_exported(tmp_path, inputs):
-    # held out are texts that contradict the others: the better the training, the worse they fare
+    # held out: after words that are trained come words that never are, so training makes it worse
     columns = pq.read_table(held_out(inputs) / "part-0.parquet").to_pydict()
-    columns["input_ids"] = [[41 + (7 * i) % 200 for i in row] for row in columns["input_ids"]]
+    rows = columns["input_ids"]
+    columns["input_ids"] = [[200 + k if k % 2 else 7 + k for k in range(len(row))] for row in rows]
+    for name in ("loss_mask", "error_mask"):
+        columns[name] = [[m and k % 2 == 1 for k, m in enumerate(row)] for row in columns[name]]
     types = {"input_ids": pa.list_(pa.int32())}
     types |= dict.fromkeys(("loss_mask", "error_mask"), pa.list_(pa.bool_()))
     write(tmp_path / "contrary", columns, types)

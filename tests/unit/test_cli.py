@@ -65,8 +65,9 @@ def refusal(outcome):
 
 def test_an_unknown_key(step_ray, config):
     path = config(train={"lr": 1})
-    line = refusal(step_ray("run", path))
-    assert line.startswith("train.lr: unknown key; use one of ['attention'")
+    assert refusal(step_ray("run", path)).startswith(
+        "train.lr: unknown key; use one of ['attention'"
+    )
 
 
 def test_an_unknown_key_in_an_override(step_ray, config):
