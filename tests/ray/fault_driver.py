@@ -72,21 +72,23 @@ def nodes(plan, tasks, out):
 
     store = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **store})
-    labels = {"role": "rollout"}
-    players = [cluster.add_node(num_cpus=1, labels=labels, **store) for _ in range(2)]
+    players = {
+        seat: cluster.add_node(num_cpus=1, labels={"role": "rollout", "seat": seat}, **store)
+        for seat in ("a", "b")
+    }
     ray.init(address=cluster.address, log_to_driver=False)
+    seats = {node["NodeID"]: node["Labels"].get("seat") for node in ray.nodes()}
     seen, removed = [], []
 
     def remove_one(outcome):
         seen.append(outcome.trajectory_id)
         if len(seen) == len(tasks) // 4:
-            homes = {home for _, home in rollout_actors()}
-            assert homes <= {node.node_id for node in players}, "actors beside their label"
-            victim = next(node for node in players if node.node_id in homes)
-            cluster.remove_node(victim, allow_graceful=False)
-            removed.append(victim.node_id)
+            taken = {seats[home] for _, home in rollout_actors()}
+            assert taken <= players.keys(), "an actor beside its label"
+            removed.append(min(taken))
+            cluster.remove_node(players[removed[0]], allow_graceful=False)
 
-    plan = dataclasses.replace(plan, node_labels=labels)
+    plan = dataclasses.replace(plan, node_labels={"role": "rollout"})
     summary = run_episodes(tasks, plan, out, on_episode=remove_one)
     print(json.dumps({"removed": len(removed), **dataclasses.asdict(summary)}), flush=True)
     ray.shutdown()

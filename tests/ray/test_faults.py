@@ -195,8 +195,9 @@ def test_a_killed_driver_costs_a_shard_and_what_was_under_way(ray_cluster, games
         print(f"\nredone {endpoint.redone} of 60, resumed {summary.num_resumed}")
         assert on_disk(out) == Counter(wanted(tasks))
         assert summary.num_resumed == survived.total()
-        # under way in two actors; ended, and not yet in a shard or not yet with the driver
-        assert endpoint.redone <= 2 * CONCURRENCY + ROWS_PER_SHARD + 4
+        # under way in two actors, ended and not yet in a shard, and what actors begin before they
+        # notice that they are alone
+        assert endpoint.redone <= 3 * CONCURRENCY + ROWS_PER_SHARD
 
 
 def test_a_lost_node_costs_what_it_had_under_way(games, tmp_path):
@@ -205,9 +206,9 @@ def test_a_lost_node_costs_what_it_had_under_way(games, tmp_path):
         with driver("nodes", endpoint, tasks, tmp_path) as process:
             output, _ = process.communicate(timeout=400)
             assert process.returncode == 0
-        summary = json.loads(output.splitlines()[-1])
+        summary = next(json.loads(x) for x in output.splitlines()[::-1] if x.startswith("{"))
         print(f"\nredone {endpoint.redone} of 80, restarts {summary['num_restarts']}")
         assert on_disk(out) == Counter(wanted(tasks))
         assert summary["removed"] == 1
-        assert 1 <= endpoint.redone <= 2 * CONCURRENCY
+        assert 1 <= endpoint.redone <= 3 * CONCURRENCY  # both actors may have been there
         assert summary["num_errors"] == 0

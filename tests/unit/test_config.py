@@ -73,6 +73,21 @@ def test_an_unknown_key_two_levels_down_is_named():
     assert line.startswith("student.scratch.width: unknown key; use one of ['hidden_size',")
 
 
+def test_a_served_student_has_its_own_keys_and_no_secret_in_its_address():
+    student = {"base_url": "http://h/v1", "model": "m"}
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"name": "r", "collect": {"endpoint": {**student, "key": "k"}}})
+    assert str(caught.value) == (
+        "collect.endpoint.key: unknown key; use one of ['api_key_env', 'base_url', 'model']"
+    )
+    student["base_url"] = "http://user:secret@h/v1"
+    with pytest.raises(
+        ConfigError, match=r"collect\.endpoint\.base_url: an address with"
+    ) as caught:
+        parse_config({"name": "r", "collect": {"endpoint": student}})
+    assert "secret@" not in str(caught.value)
+
+
 def test_arms_train_with_their_own_settings():
     config = parse_config({"name": "r", "train": {"epochs": 2}, "train_arm": {"learning_rate": 1}})
     assert (config.train.epochs, config.arm_train().epochs) == (2, 2)
