@@ -3,7 +3,7 @@
 import pytest
 from builders import make_step, make_task, make_trajectory
 from rich.console import Console
-from runs import small_config, write_small_run
+from run_folders import small_config, write_small_run
 
 from step_ray.report.episodes import Group, write_episodes
 from step_ray.summary import write_run_report

@@ -11,7 +11,7 @@ import pytest
 from builders import make_step, make_task, make_trajectory
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import mended, played, small_config, small_tokenizer, write_small_run
+from run_folders import mended, played, small_config, small_tokenizer, write_small_run
 
 from step_ray.episodes import first_by_hash, pieces, token_marks, write_run_episodes
 from step_ray.report.episodes import Group, episode_of, facts_of, pack, row_of, write_episodes

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from runs import played
+from run_folders import played
 
 from step_ray.store import write_shard
 from step_ray.types import StopReason, Usage

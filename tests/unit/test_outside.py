@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
-from runs import played, small_config, write_small_run
+from run_folders import played, small_config, write_small_run
 
 from step_ray import outside, pipeline
 from step_ray.errors import ConfigError, RunStateError
