@@ -20,12 +20,12 @@ from step_ray.errors import ConfigError, ContextLengthError
 from step_ray.generation import BatchGenerator, SamplingParams
 from step_ray.local_model import new_tokens
 from step_ray.react import conversation, initial_messages
+from step_ray.records import from_row
 from step_ray.render import Renderer
 from step_ray.rollout import FORMAT_NOTICE
 from step_ray.serve_config import AgentConfig, ServeConfig
-from step_ray.store import from_row
 from step_ray.student import (
-    check_init,
+    check_model,
     load_model,
     load_tokenizer,
     new_model,
@@ -477,7 +477,7 @@ def test_pickled_weights_are_refused_before_they_are_read(folder, tmp_path):
     Path(tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     for look in (
         lambda: load_model(str(weights.parent), "float32"),
-        lambda: check_init(str(weights.parent)),
+        lambda: check_model(str(weights.parent), load_tokenizer(str(weights.parent))),
     ):
         with pytest.raises(ConfigError, match=r"pickled weights \(pytorch_model.bin\)"):
             look()
