@@ -13,9 +13,12 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A browser with an empty profile of its own."""
+    """A browser with an empty profile of its own.
+
+    Of a module, not of the session: while playwright runs, asyncio.run refuses to.
+    """
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed (extra dev)"
     )
