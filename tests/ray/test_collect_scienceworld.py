@@ -1,6 +1,7 @@
 """ScienceWorld on Ray Data: a Java machine that dies takes its own episodes with it, no more."""
 
 import json
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -58,7 +59,7 @@ def test_a_killed_machine_is_replaced_and_only_its_episodes_are_played_again(tas
     assert all("Java has died" in t.error for t in faulty)
     assert 1 <= first.num_errors <= 2  # as many as were in flight
 
-    second = run_episodes([task], PLAN, tmp_path, seeds=SEEDS)
+    second = run_episodes([task], replace(PLAN, retry_errors=True), tmp_path, seeds=SEEDS)
     assert (second.num_success, second.num_resumed) == (len(SEEDS), first.num_success)
     names = sorted(trajectory_id(task.task_id, Source.EXPERT, seed) for seed in SEEDS)
     assert [t.trajectory_id for t in read_trajectories(tmp_path)] == names
