@@ -52,15 +52,15 @@ $(OFFICIAL_STAMP): pyproject.toml constraints.txt
 test-official: $(OFFICIAL_STAMP)
 	$(OFFICIAL)/bin/python -m pytest tests/envs -k alfworld
 
-$(VLLM_STAMP): pyproject.toml tests/vllm/requirements.txt tests/vllm/make_shim.py
+$(VLLM_STAMP): pyproject.toml tests/with_vllm/requirements.txt tests/with_vllm/make_shim.py
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
-	$(VLLM)/bin/python -m pip install --quiet --no-deps `$(VLLM)/bin/python tests/vllm/make_shim.py $(VLLM)`
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r tests/with_vllm/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps `$(VLLM)/bin/python tests/with_vllm/make_shim.py $(VLLM)`
 	$(VLLM)/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
 
 test-vllm: $(VLLM_STAMP)
-	$(VLLM)/bin/python -m pytest tests/vllm
+	$(VLLM)/bin/python -m pytest tests/with_vllm
 
 $(MISTRAL)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(MISTRAL)

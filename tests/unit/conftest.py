@@ -22,3 +22,11 @@ def step_ray(tmp_path, monkeypatch, capsys):
         return caught.value.code or 0, out, err.splitlines()
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cluster():
+    """Starts without Ray; the cluster of tests/ray lives to the end of the session."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()

