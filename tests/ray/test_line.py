@@ -306,10 +306,12 @@ def test_official_games_a_model_folder_and_a_teacher_behind_http(tmp_path, teach
     collected = read_trajectories(config.run_dir / "trajectories" / "collect")
     assert stops(collected) == {"success": 6}  # the corrections alone lead to the goal
     assert {t.models["teacher"] for t in collected} == {"judge"}
-    assert sum(t.usage.teacher_calls for t in collected) == len(requests)
+    probe, *asked = requests
+    assert "response_format" not in probe  # one word, before any work
+    assert sum(t.usage.teacher_calls for t in collected) == len(asked)
     judged = sum(step.verdict is not None for t in collected for step in t.steps)
-    assert len(requests) > judged  # broken answers were asked for again
-    assert {request["response_format"]["type"] for request in requests} == {"json_schema"}
+    assert len(asked) > judged  # broken answers were asked for again
+    assert {request["response_format"]["type"] for request in asked} == {"json_schema"}
     step = read_json(config.run_dir / "datasets" / "step_replace" / "summary.json")
     assert step["by_source"] == {"expert": 6, "self_reflected": 6}
     assert step["num_masked_tokens"] == 0  # the errors are not in the text

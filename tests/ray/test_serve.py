@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from step_ray.config import ScratchConfig
 from step_ray.endpoint import check_endpoint
 from step_ray.env_config import EnvConfig, GeneratorConfig
-from step_ray.errors import ConfigError, ContextLengthError, EndpointError
+from step_ray.errors import ConfigError, ContextLengthError
 from step_ray.generation import BatchGenerator, SamplingParams
 from step_ray.llm import OpenAIChat
 from step_ray.render import Renderer
@@ -316,9 +316,10 @@ def test_what_is_in_flight_is_answered_when_the_application_ends(endpoint, folde
     assert "data: [DONE]" in rest
 
 
-@pytest.mark.slow
-def test_weights_that_do_not_load_are_an_endpoint_error_with_the_cause(endpoint, folders, tmp_path):
+def test_weights_that_do_not_load_are_refused_before_a_replica_starts(endpoint, folders, tmp_path):
     shutil.copytree(folders["one"], tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(EndpointError, match=r"^serve: 'broken' cannot be started: .*header"):
+    with pytest.raises(
+        ConfigError, match=r"^model_dir: the weights in .* cannot be read: .*header"
+    ):
         deploy(str(tmp_path), "broken", CONFIG, max_length=MAX_LENGTH)
