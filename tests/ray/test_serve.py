@@ -319,7 +319,5 @@ def test_what_is_in_flight_is_answered_when_the_application_ends(endpoint, folde
 def test_weights_that_do_not_load_are_refused_before_a_replica_starts(endpoint, folders, tmp_path):
     shutil.copytree(folders["one"], tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(
-        ConfigError, match=r"^model_dir: the weights in .* cannot be read: .*header"
-    ):
+    with pytest.raises(ConfigError, match=r"^model_dir: the weights in .* cannot be read"):
         deploy(str(tmp_path), "broken", CONFIG, max_length=MAX_LENGTH)
