@@ -71,8 +71,7 @@ def train(
         seed: decides data order, dropout and the start of a LoRA.
         name: name of the Ray Train run; its checkpoints lie in `work_dir / name`.
         on_progress: called about twice a second while there are new steps.
-        on_start: called with the line of starts.jsonl when the workers are ready; its `layout` says
-            how batches are made.
+        on_start: called with the line of starts.jsonl (its `layout`: how batches are made).
 
     Raises:
         ConfigError: `init` cannot be loaded, a tracker is not installed, or `select: best` without
@@ -82,9 +81,6 @@ def train(
         StepRayError: the loss is not finite, or the workers failed more than `config.max_failures`
             times. Errors of step_ray in a worker are raised at once, without a restart.
     """
-    check_installed(config.tracking)
-    if config.select == "best" and validation_dir is None:
-        raise ConfigError("train.select: 'best' needs held-out examples; hold some out, or 'last'")
     job = TrainJob(
         config=config,
         examples_dir=examples_dir.resolve(),
@@ -96,7 +92,7 @@ def train(
         seed=seed,
         name=name,
     )
-    check_model(job.init, load_tokenizer(job.tokenizer_source))
+    _check(job)
     _claim(job)
     if not job.output_dir.exists():
         job.output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +103,14 @@ def train(
             _fit(job)
     saved = (job.output_dir / RESULT_FILE).read_text(encoding="utf-8")
     return TrainResult(**json.loads(saved))
+
+
+def _check(job: TrainJob) -> None:
+    """Refuse what would fail only after hours."""
+    check_installed(job.config.tracking)
+    if job.config.select == "best" and job.validation_dir is None:
+        raise ConfigError("train.select: 'best' needs held-out examples; hold some out, or 'last'")
+    check_model(job.init, load_tokenizer(job.tokenizer_source))
 
 
 def _claim(job: TrainJob) -> None:
