@@ -43,3 +43,16 @@ def make_trajectory(*steps, name="t", **fields):
         "seed": 0,
     }
     return Trajectory(**defaults | fields)
+
+
+def make_evaluated(task, *observations, success=False, seed=0, task_type="pick", **fields):
+    """An episode of the student alone, with these observations and its success as its reward."""
+    defaults = {
+        "name": f"{task}#student#{seed}",
+        "task": make_task(task, task_type=task_type),
+        "reward": float(success),
+        "success": success,
+        "stop_reason": StopReason.ENV_DONE,
+        "seed": seed,
+    }
+    return make_trajectory(*(make_step(observation=o) for o in observations), **defaults | fields)

@@ -1,17 +1,15 @@
 """Episodes on Ray Data: every id once, errors are rows, budgets hold, kills lose nothing."""
 
-import json
 import shutil
 import subprocess
 import sys
-import threading
 from collections import Counter
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from jsonserver import JsonHandler, running
 
 from step_ray.collect import run_episodes
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
@@ -247,39 +245,25 @@ def test_episodes_in_flight_may_finish_over_the_budget(tasks, tmp_path):
     assert summary.spent_calls == summary.teacher_calls > 2
 
 
-class Contented(BaseHTTPRequestHandler):
+class Contented(JsonHandler):
     """A teacher that finds every step good; its replies count 100 and 10 tokens."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
+        self.read()
         self.server.sessions.append(self.headers["x-session-id"])
         text = '{"verdict": "good", "reflection": "", "thought": "", "action": ""}'
         choice = {"index": 0, "message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
-        body = json.dumps({**answer, "choices": [choice], "usage": usage}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
+        self.reply({**answer, "choices": [choice], "usage": usage})
 
 
 @pytest.fixture
 def contented():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Contented)
-    server.sessions = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Contented, sessions=[]) as server:
+        yield server
 
 
 def test_a_rerun_is_judged_from_the_cache_and_costs_nothing(tasks, tmp_path, contented):
@@ -321,7 +305,7 @@ class Refusing(Contented):
     """An endpoint that wants another key."""
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
+        self.read()
         self.server.sessions.append(self.headers["x-session-id"])
         self.send_error(401)
 

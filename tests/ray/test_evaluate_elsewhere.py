@@ -1,11 +1,9 @@
 """A model behind somebody else's endpoint plays the held-out tasks over Ray."""
 
 import io
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from jsonserver import JsonHandler, running
 from rich.console import Console
 
 from step_ray.config import parse_config
@@ -19,14 +17,14 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 ANSWER = "Thought: I look around.\nAction: look"
 
 
-class Endpoint(BaseHTTPRequestHandler):
+class Endpoint(JsonHandler):
     """Serves the model `org/looks`, which always looks; the server keeps keys and models."""
 
     def do_GET(self):
         self.reply({"object": "list", "data": [{"id": "org/looks", "object": "model"}]})
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.read()
         self.server.seen.add((self.headers["Authorization"], body["model"]))
         self.server.num_requests += 1
         message = {"role": "assistant", "content": ANSWER}
@@ -41,28 +39,11 @@ class Endpoint(BaseHTTPRequestHandler):
             }
         )
 
-    def reply(self, record):
-        data = json.dumps(record).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
 
 @pytest.fixture
 def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    server.seen, server.num_requests = set(), 0
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Endpoint, seen=set(), num_requests=0) as server:
+        yield server
 
 
 def test_it_plays_every_held_out_task_once_and_is_in_the_report(server, tmp_path):

@@ -1,17 +1,15 @@
 """The command line: a wrong input is one clear line, exit code 2, and nothing on disk."""
 
 import asyncio
-import json
 import socket
 import subprocess
 import sys
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonserver import JsonHandler, running
 
 from step_ray import __version__
 from step_ray.cli import run_as_job
@@ -128,45 +126,28 @@ def test_a_teacher_without_key(step_ray, config, monkeypatch, key):
     )
 
 
-class Gateway(BaseHTTPRequestHandler):
+class Gateway(JsonHandler):
     """Lists its models to anybody, and is particular about who asks them what."""
 
     def do_GET(self):
-        self.answer(200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
+        self.reply({"object": "list", "data": [{"id": "m", "object": "model"}]})
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = self.read()
         self.server.asked.append(body["max_tokens"])
         if self.headers["authorization"] != "Bearer right":
-            self.answer(401, {"error": {"message": "unknown key"}})
+            self.reply({"error": {"message": "unknown key"}}, 401)
         elif body["max_tokens"] > 4000:
             words = "This model's maximum context length is 4096 tokens"
-            self.answer(400, {"error": {"message": words}})
+            self.reply({"error": {"message": words}}, 400)
         else:
-            self.answer(404, {"error": {"message": "no such deployment"}})
-
-    def answer(self, status, body):
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *args):
-        pass
+            self.reply({"error": {"message": "no such deployment"}}, 404)
 
 
 @pytest.fixture
 def gateway():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
-    server.asked = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Gateway, asked=[]) as server:
+        yield server
 
 
 @pytest.mark.parametrize(

@@ -1,40 +1,21 @@
 """The evaluation of one model: every episode counted once, behaviour by hand."""
 
 import pytest
-from builders import make_step, make_task, make_trajectory
+from builders import make_evaluated
 from hypothesis import given
 from hypothesis import strategies as st
 
 from step_ray.errors import DataError
 from step_ray.evalreport import summarize
 from step_ray.stats import wilson_interval
-from step_ray.types import ERROR_STOPS, TRUNCATED_STOPS, StopReason, Trajectory
+from step_ray.types import ERROR_STOPS, TRUNCATED_STOPS, StopReason
 
 ENV_NOOP = "Nothing happens."
 
 
-def episode(
-    task: str,
-    success: bool = False,
-    stop: StopReason = StopReason.ENV_DONE,
-    seed: int = 0,
-    observations: tuple[str, ...] = (),
-    task_type: str = "pick",
-) -> Trajectory:
-    return make_trajectory(
-        *(make_step(observation=observation) for observation in observations),
-        name=f"{task}#student#{seed}",
-        task=make_task(task, task_type=task_type),
-        reward=float(success),
-        success=success,
-        stop_reason=stop,
-        seed=seed,
-    )
-
-
 def test_repeating_every_task_does_not_narrow_the_interval():
-    once = [episode(t, success=t in "abc") for t in "abcdef"]
-    thrice = [episode(t, success=t in "abc", seed=s) for t in "abcdef" for s in range(3)]
+    once = [make_evaluated(t, success=t in "abc") for t in "abcdef"]
+    thrice = [make_evaluated(t, success=t in "abc", seed=s) for t in "abcdef" for s in range(3)]
     reports = [summarize("m", episodes, 0.95, 1.0, 0) for episodes in (once, thrice)]
     assert reports[0].success_rate == reports[1].success_rate
     assert reports[0].mean_reward == reports[1].mean_reward
@@ -45,10 +26,10 @@ def test_summary_by_hand():
     report = summarize(
         "step",
         [
-            episode("a", success=True, stop=StopReason.SUCCESS, observations=("You see", ENV_NOOP)),
-            episode("b", stop=StopReason.MAX_STEPS, observations=(ENV_NOOP + "\n",) * 4),
-            episode("c", stop=StopReason.LLM_ERROR, task_type="heat"),
-            episode("d", stop=StopReason.BAD_FORMAT, task_type="heat"),
+            make_evaluated("a", "You see", ENV_NOOP, success=True, stop_reason=StopReason.SUCCESS),
+            make_evaluated("b", *(ENV_NOOP + "\n",) * 4, stop_reason=StopReason.MAX_STEPS),
+            make_evaluated("c", stop_reason=StopReason.LLM_ERROR, task_type="heat"),
+            make_evaluated("d", stop_reason=StopReason.BAD_FORMAT, task_type="heat"),
         ],
         0.95,
         12.5,
@@ -74,7 +55,9 @@ def test_summary_by_hand():
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(StopReason)), min_size=1, max_size=30))
 def test_counts_add_up_and_a_success_is_only_a_success(outcomes):
-    episodes = [episode(f"t{i}", success=s, stop=r) for i, (s, r) in enumerate(outcomes)]
+    episodes = [
+        make_evaluated(f"t{i}", success=s, stop_reason=r) for i, (s, r) in enumerate(outcomes)
+    ]
     report = summarize("m", episodes, 0.95, 0.0, 0)
     parts = (report.num_success, report.num_failed, report.num_truncated, report.num_errors)
     assert sum(parts) == report.num_tasks == sum(report.stop_reasons.values()) == len(outcomes)
@@ -87,4 +70,4 @@ def test_nothing_and_duplicates_are_refused():
     with pytest.raises(DataError, match="'m' has no trajectories"):
         summarize("m", [], 0.95, 0.0, 0)
     with pytest.raises(DataError, match="'a#student#0' 2 times"):
-        summarize("m", [episode("a"), episode("a")], 0.95, 0.0, 0)
+        summarize("m", [make_evaluated("a"), make_evaluated("a")], 0.95, 0.0, 0)

@@ -9,12 +9,12 @@ import threading
 import time
 import traceback
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonserver import JsonHandler, running
 
 from step_ray import replylimit
 from step_ray.endpoint import check_chat, check_endpoint
@@ -57,7 +57,7 @@ def fault(status, message="busy", headers=None, **error):
 MODELS = 200, {}, {"object": "list", "data": [{"id": "m", "object": "model"}]}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
@@ -85,25 +85,11 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(raw)
 
-    def log_message(self, *args):
-        pass
 
-
-@contextmanager
 def serving(*script):
-    """A server on a free port that answers in the order of the script."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.script = script[0] if callable(script[0]) else script
-    server.requests, server.lock = [], threading.Lock()
-    server.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    """A server that answers in the order of the script."""
+    script = script[0] if callable(script[0]) else script
+    return running(Handler, script=script, requests=[], lock=threading.Lock())
 
 
 def free_port():
@@ -553,7 +539,7 @@ def test_a_reply_that_never_stops_is_cut_and_sent_again(status, monkeypatch):
     monkeypatch.setattr(replylimit, "MAX_REPLY_BYTES", 100_000)
     sent = []
 
-    class Endless(BaseHTTPRequestHandler):
+    class Endless(JsonHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers["content-length"]))
             sent.append(0)
@@ -564,18 +550,11 @@ def test_a_reply_that_never_stops_is_cut_and_sent_again(status, monkeypatch):
                     self.wfile.write(b" " * 10_000)
                     sent[-1] += 10_000
 
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    with pytest.raises(LLMError, match=r"gave up after 2 tries: the reply has more than 100,000"):
-        complete(url, max_retries=1)
-    server.shutdown()
-    thread.join()
-    server.server_close()  # waits for its handlers: they have seen that nobody listens
+    with (
+        running(Endless) as server,  # its handlers have seen at the end that nobody listens
+        pytest.raises(LLMError, match=r"gave up after 2 tries: the reply has more than 100,000"),
+    ):
+        complete(server.url, max_retries=1)
     assert len(sent) == 2
 
 

@@ -4,11 +4,9 @@ import asyncio
 import json
 import logging
 import pickle
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from jsonserver import JsonHandler, running
 
 from step_ray.config import parse_config
 from step_ray.desk import TeacherDesk
@@ -48,35 +46,18 @@ def test_without_the_teachers_key_no_episode_is_played_without_a_teacher(monkeyp
 KEY = "sk-very-secret-0123456789"
 
 
-class Echo(BaseHTTPRequestHandler):
+class Echo(JsonHandler):
     """Answers every request with an error that repeats its Authorization header."""
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
+        self.read()
         self.server.num_requests += 1
         words = f"no access with {self.headers['authorization']}"
-        body = json.dumps({"error": {"message": words}}).encode()
-        self.send_response(self.server.status)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
+        self.reply({"error": {"message": words}}, self.server.status)
 
 
-@contextmanager
 def echoing(status):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-    server.status, server.num_requests = status, 0
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return running(Echo, status=status, num_requests=0)
 
 
 @pytest.fixture

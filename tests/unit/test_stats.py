@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from builders import make_step, make_task, make_trajectory
+from builders import make_evaluated
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,26 +15,6 @@ from step_ray.stats import (
     t_quantile,
     wilson_interval,
 )
-from step_ray.types import StopReason, Trajectory
-
-
-def episode(
-    task: str,
-    success: bool = False,
-    stop: StopReason = StopReason.ENV_DONE,
-    seed: int = 0,
-    observations: tuple[str, ...] = (),
-    task_type: str = "pick",
-) -> Trajectory:
-    return make_trajectory(
-        *(make_step(observation=observation) for observation in observations),
-        name=f"{task}#student#{seed}",
-        task=make_task(task, task_type=task_type),
-        reward=float(success),
-        success=success,
-        stop_reason=stop,
-        seed=seed,
-    )
 
 
 def binary(solved: str, of: str = "abcdefghij") -> dict[str, float]:
@@ -168,5 +148,7 @@ def test_different_tasks_are_refused_with_their_number():
 
 
 def test_seeds_of_a_task_are_averaged_first():
-    episodes = [episode("a", success=s, seed=i) for i, s in enumerate((True, False, True, True))]
-    assert success_by_task([*episodes, episode("b")]) == {"a": 0.75, "b": 0.0}
+    episodes = [
+        make_evaluated("a", success=s, seed=i) for i, s in enumerate((True, False, True, True))
+    ]
+    assert success_by_task([*episodes, make_evaluated("b")]) == {"a": 0.75, "b": 0.0}
