@@ -254,7 +254,7 @@ def _episode_rows(manifest: Path, plan: EpisodePlan, desk: Any) -> Generator[dic
 
 
 def row_mapper(config: CollectConfig) -> RowMapper:
-    """Runs a class over rows on as many actors as a collection has; Ray must be running."""
+    """Runs a class over rows on the actors and nodes of a collection; Ray must be running."""
 
     def run(
         worker: type[Callable[[Row], Row]], arguments: Mapping[str, Any], rows: Sequence[Row]
@@ -266,6 +266,7 @@ def row_mapper(config: CollectConfig) -> RowMapper:
                 worker,
                 fn_constructor_kwargs=dict(arguments),
                 num_cpus=config.cpus_per_actor,
+                label_selector=dict(config.node_labels) or None,
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.num_actors),
             )
         )

@@ -166,7 +166,7 @@ def build_dataset(
 
 
 def build_validation(
-    held_out: Sequence[Trajectory], renderer: Renderer, config: DatasetConfig
+    held_out: Iterable[Trajectory], renderer: Renderer, config: DatasetConfig
 ) -> tuple[list[Example], DatasetSummary]:
     """The validation set: the same filter, and errors masked whatever the arm trains.
 

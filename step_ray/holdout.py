@@ -2,11 +2,11 @@
 
 Takes the tasks of U1 and U2 and a share or a number, gives task ids. All models of a run ask here,
 with the same lists, so they hold out the same tasks: an arm is never validated on what its base
-agent was trained on, and validation losses can be compared. It reads no trajectory.
+agent was trained on, and validation losses can be compared. It reads no file.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from step_ray.errors import ConfigError
 from step_ray.recipe import DatasetConfig
@@ -50,12 +50,8 @@ def _rank(seed: int, task_id: str) -> bytes:
     return hashlib.sha256(f"validation/{seed}/{task_id}".encode()).digest()
 
 
-def split(
-    trajectories: Iterable[Trajectory], held: Collection[str]
-) -> tuple[list[Trajectory], list[Trajectory]]:
-    """Trajectories to train on, and those of held-out tasks."""
-    training: list[Trajectory] = []
-    held_out: list[Trajectory] = []
-    for trajectory in trajectories:
-        (held_out if trajectory.task.task_id in held else training).append(trajectory)
-    return training, held_out
+def of_tasks(
+    trajectories: Iterable[Trajectory], held: Collection[str], *, is_held: bool
+) -> Iterator[Trajectory]:
+    """The trajectories of held-out tasks, or those of the others, one by one."""
+    return (t for t in trajectories if (t.task.task_id in held) == is_held)

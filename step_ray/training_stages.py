@@ -4,13 +4,14 @@ Takes a `RunConfig` and the name of the base agent or of an arm, gives two `Stag
 are dataset.py's, the training is train.py's; here they meet the folders of a run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from step_ray.config import BASE, RunConfig, TrainConfig
-from step_ray.holdout import held_out_tasks, split
+from step_ray.holdout import held_out_tasks, of_tasks
 from step_ray.recipe import Recipe
 from step_ray.stage import Stage, StageContext
 from step_ray.train_config import TRAIN_SPEED_ONLY
@@ -121,25 +122,25 @@ def _held_out(context: StageContext) -> frozenset[str]:
     return held_out_tasks(lists, config.dataset, seed=config.seed)
 
 
-def _read(root: Path, folder: str) -> list[Trajectory]:
-    from step_ray.store import read_trajectories
+def _read(root: Path, folder: str, held: frozenset[str], *, is_held: bool) -> Iterator[Trajectory]:
+    from step_ray.store import iter_trajectories
 
-    return read_trajectories(root / "trajectories" / folder)
+    return of_tasks(iter_trajectories(root / "trajectories" / folder), held, is_held=is_held)
 
 
 def _sources(root: Path, recipe: Recipe, held: frozenset[str]) -> Any:
     """What an arm chooses from, without the held-out tasks."""
     from step_ray.dataset import Sources
 
-    def training(folder: str) -> list[Trajectory]:
-        return split(_read(root, folder), held)[0]
+    def training(folder: str) -> Iterator[Trajectory]:
+        return _read(root, folder, held, is_held=False)
 
     needs_reflected = recipe.self_reflected or recipe.match != "none"
     return Sources(
         golden=training("golden"),
         golden_collect=training("golden_collect") if recipe.golden_collect else (),
         self_reflected=training("collect") if needs_reflected else (),
-        own_success=training("own") if recipe.own_success else (),
+        own_success=list(training("own")) if recipe.own_success else (),
     )
 
 
@@ -151,7 +152,9 @@ def _write_validation(
 
     collected = name != BASE and _reads_collection(context.config, recipe_of(context.config, name))
     played = ["golden", "collect"] if collected else ["golden"]
-    held_out = [t for folder in played for t in split(_read(context.root, folder), held)[1]]
+    held_out = chain.from_iterable(
+        _read(context.root, folder, held, is_held=True) for folder in played
+    )
     examples, summary = build_validation(held_out, renderer, context.config.dataset)
     write_examples(context.root / "datasets" / name / VALIDATION, examples)
     return {

@@ -4,7 +4,7 @@ import pytest
 from builders import make_task, make_trajectory
 
 from step_ray.errors import ConfigError
-from step_ray.holdout import held_out_tasks, split
+from step_ray.holdout import held_out_tasks, of_tasks
 from step_ray.recipe import DatasetConfig
 
 U1 = [f"u1-{i}" for i in range(10)]
@@ -48,4 +48,5 @@ def test_every_rollout_of_a_held_out_task_is_held_out():
     rollouts = [make_trajectory(name=f"a#{i}", task=make_task("a")) for i in range(3)]
     other = make_trajectory(name="b#0", task=make_task("b"))
 
-    assert split([*rollouts, other], {"a"}) == ([other], rollouts)
+    assert list(of_tasks([*rollouts, other], {"a"}, is_held=True)) == rollouts
+    assert list(of_tasks([*rollouts, other], {"a"}, is_held=False)) == [other]
