@@ -225,8 +225,7 @@ def _make_desk(plan: EpisodePlan, spent: Spending, ledger: Path) -> Any:
 
 def _episode_rows(manifest: Path, plan: EpisodePlan, desk: Any) -> Generator[dict[str, Any]]:
     """The Ray Data pipeline: one row is one block is one episode, see ray.data docs on blocks."""
-    # it warns that its bars are off, which is what the next lines ask for
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    _quieten()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -253,12 +252,20 @@ def _episode_rows(manifest: Path, plan: EpisodePlan, desk: Any) -> Generator[dic
             yield from batch.to_pylist()
 
 
+def _quieten() -> None:
+    """Ray Data sets its own level when it is imported, so ours is set where it is used."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # it warns that its bars are off, which is what we ask for
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+
+
 def row_mapper(config: CollectConfig) -> RowMapper:
     """Runs a class over rows on the actors and nodes of a collection; Ray must be running."""
 
     def run(
         worker: type[Callable[[Row], Row]], arguments: Mapping[str, Any], rows: Sequence[Row]
     ) -> Iterator[Row]:
+        _quieten()
         dataset = (
             ray.data.from_items(list(rows))
             .repartition(target_num_rows_per_block=1, strict=True)

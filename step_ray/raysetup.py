@@ -75,8 +75,7 @@ def connected(config: RayConfig | None = None) -> Iterator[None]:
 def _init(config: RayConfig, local: bool) -> None:
     import ray
 
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     if not local:
         ray.init(address=config.address, log_to_driver=False, logging_config=_logging(config))
         return
