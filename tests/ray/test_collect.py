@@ -1,5 +1,6 @@
 """Episodes on Ray Data: every id once, errors are rows, budgets hold, kills lose nothing."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -333,7 +334,6 @@ from step_ray.collect import run_episodes
 from step_ray.config import RayConfig
 from step_ray.raysetup import connected
 from step_ray.tasks import read_tasks
-sys.path.insert(0, sys.argv[1])
 from test_collect import PLAN
 
 def slowly(trajectory):
@@ -341,7 +341,7 @@ def slowly(trajectory):
     time.sleep(0.5)
 
 with connected(RayConfig(num_cpus=4, object_store_mb=100)):
-    run_episodes(read_tasks(Path(sys.argv[2])), PLAN, Path(sys.argv[3]), on_episode=slowly)
+    run_episodes(read_tasks(Path(sys.argv[1])), PLAN, Path(sys.argv[2]), on_episode=slowly)
 """
 
 
@@ -350,12 +350,16 @@ def test_a_killed_driver_leaves_whole_shards_and_a_second_start_finishes(tasks, 
     manifest, out = tmp_path / "tasks.parquet", tmp_path / "out"
     write_tasks(manifest, many)
     assert read_tasks(manifest) == many
-    command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(manifest), str(out)]
+    command = [sys.executable, "-c", DRIVER, str(manifest), str(out)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as driver:
+    # What this module can import, the driver's actors can too.
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, cwd=ROOT, text=True, env=env, **pipes) as driver:
         announced = [driver.stdout.readline().strip() for _ in range(3)]
         driver.kill()
-        assert " WARNING " not in driver.stderr.read()
+        said = driver.stderr.read()
+    assert all(announced), said
+    assert " WARNING " not in said
     survived = on_disk(out)
     assert set(survived.values()) == {1}
     assert set(announced[:2]) <= set(survived) < set(ids(many))
