@@ -8,11 +8,11 @@ A run makes those that it needs by itself; this job makes them ahead. Exit code 
 import argparse
 import sys
 
+from step_ray.cluster.raysetup import connected
 from step_ray.collect import row_mapper
 from step_ray.config import load_config
 from step_ray.envs.scienceworld import goldcache
 from step_ray.envs.scienceworld.tasks import list_tasks
-from step_ray.raysetup import connected
 
 
 def main() -> int:

@@ -9,8 +9,8 @@ A folder holds ALFWorld games; a configuration names any environment and its tas
 import argparse
 from pathlib import Path
 
+from step_ray.collection.expert_scores import config_tasks, expert_table, game_tasks, sample
 from step_ray.config import load_config, parse_config
-from step_ray.expert_scores import config_tasks, expert_table, game_tasks, sample
 
 
 def main() -> None:

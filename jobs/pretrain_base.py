@@ -7,8 +7,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from step_ray.pretrain import PretrainPlan, make_base
-from step_ray.raysetup import connected
+from step_ray.cluster.raysetup import connected
+from step_ray.training.pretrain import PretrainPlan, make_base
 
 
 def main() -> None:

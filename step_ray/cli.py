@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 
 from step_ray import __version__
+from step_ray.cluster.logs import reporter_for, tell_error
 from step_ray.config import RunConfig, load_config
 from step_ray.data.commands import app as data_app
 from step_ray.data.commands import replay
 from step_ray.errors import ConfigError, StepRayError
-from step_ray.logs import reporter_for, tell_error
 
 app = typer.Typer(
     help="STeP: LLM agents trained on self-reflected trajectories with partial masking, on Ray.",
@@ -71,7 +71,7 @@ def _print_plan(config: RunConfig) -> None:
     import yaml
 
     from step_ray.pipeline import plan_lines, preflight
-    from step_ray.stages import build_stages
+    from step_ray.stages.line import build_stages
 
     out = Console(highlight=False)
     out.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
@@ -166,8 +166,8 @@ def report(
     ] = None,
 ) -> None:
     """Write the report from what the run folder has; what is missing is shown as not run."""
-    from step_ray.episodes import MOST_EPISODES
-    from step_ray.summary import write_run_report
+    from step_ray.stages.summary import write_run_report
+    from step_ray.tools.episodes import MOST_EPISODES
 
     resolved = _load(config, overrides, assignments)
     if not (resolved.run_dir / "run.json").is_file():
@@ -185,7 +185,7 @@ def compare(
     ),
 ) -> None:
     """Put runs of one config with other seeds side by side: each arm over runs."""
-    from step_ray.compare import compare as compare_runs
+    from step_ray.evaluation.compare import compare as compare_runs
 
     compare_runs(runs, out, Console(highlight=False))
 
@@ -201,7 +201,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model with the OpenAI chat API until Ctrl-C."""
-    from step_ray.serving import serve_forever
+    from step_ray.serving.command import serve_forever
 
     resolved = _load(config, overrides, assignments)
     folder = model_dir or str((resolved.run_dir / "models" / arm).resolve())
@@ -221,7 +221,7 @@ def show(
     ] = False,
 ) -> None:
     """Show a trajectory, a training example with its mask, or a real micro-batch, in colour."""
-    from step_ray.viewer import Choice, show_path
+    from step_ray.tools.viewer import Choice, show_path
 
     choice = Choice(index=index, text=task, model=model, batches=mask)
     show_path(path, choice, Console(highlight=False))
@@ -241,8 +241,8 @@ def play(
     import tempfile
 
     from step_ray.envs import make_env, make_expert
-    from step_ray.play import Session, new_task
-    from step_ray.play import play as play_session
+    from step_ray.tools.play import Session, new_task
+    from step_ray.tools.play import play as play_session
 
     with tempfile.TemporaryDirectory() as folder:
         task = new_task(env, game, Path(folder), seed)
@@ -272,7 +272,7 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """Look at packages, engines, GPUs, storage, keys, endpoints, the cluster; say what to do."""
-    from step_ray.doctor import report as tell_findings
+    from step_ray.cluster.doctor import report as tell_findings
 
     resolved = _load(config, overrides, assignments) if config else None
     if not tell_findings(resolved, lambda line: print(line, flush=True)):
@@ -284,7 +284,7 @@ def spot_watch(
     cloud: Annotated[str, typer.Option("--cloud", help="whose machine this is: aws, gcp")],
 ) -> None:
     """On a spot machine of a cluster: wait for its notice, then drain its Ray node."""
-    from step_ray.spot import watch
+    from step_ray.cluster.spot import watch
 
     watch(cloud, lambda line: print(line, flush=True))
 
@@ -319,8 +319,8 @@ def _stages(
 def _outside(
     config: RunConfig, base_url: str, model: str, name: str, api_key_env: str, redo: bool
 ) -> None:
-    from step_ray.logs import reporter_for
-    from step_ray.outside import OutsideModel, evaluate_outside
+    from step_ray.cluster.logs import reporter_for
+    from step_ray.evaluation.outside import OutsideModel, evaluate_outside
 
     if not (base_url and model):
         raise ConfigError("--base-url and --model: give both, the address and the model there")

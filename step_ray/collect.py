@@ -22,21 +22,21 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from step_ray.claim import claim_folder
+from step_ray.calls.desk import TeacherDesk, read_ledger
+from step_ray.calls.spending import Spending, teacher_spending
+from step_ray.collection.failures import ErrorWatch
+from step_ray.collection.runner import EpisodePlan, EpisodeRunner
+from step_ray.collection.teacher_config import TeacherConfig
+from step_ray.collection.totals import EpisodesSummary, Totals
 from step_ray.config import CollectConfig
-from step_ray.desk import TeacherDesk, read_ledger
 from step_ray.envs.base import Row, RowMapper
 from step_ray.errors import ConfigError, DataError, EndpointError, EpisodesError, boundary
-from step_ray.failures import ErrorWatch
-from step_ray.records import from_row
 from step_ray.rollout import trajectory_id
-from step_ray.runner import EpisodePlan, EpisodeRunner
-from step_ray.shardwriter import ShardWriter
-from step_ray.spending import Spending, teacher_spending
+from step_ray.storage.claim import claim_folder
+from step_ray.storage.records import from_row
+from step_ray.storage.shardwriter import ShardWriter
 from step_ray.store import Outcome, finished_ids, iter_outcomes, total_usage, write_rows
 from step_ray.tasks import TASK_SCHEMA
-from step_ray.teacher_config import TeacherConfig
-from step_ray.totals import EpisodesSummary, Totals
 from step_ray.types import ERROR_STOPS, StopReason, Task, Trajectory
 
 EPISODE_SCHEMA = TASK_SCHEMA.append(pa.field("seed", pa.int64()))

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from step_ray.collect_config import CollectConfig, StudentEndpoint
+from step_ray.collection.config import CollectConfig, StudentEndpoint
+from step_ray.collection.teacher_config import Price, TeacherConfig
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
-from step_ray.recipe import DatasetConfig, Recipe
-from step_ray.serve_config import ServeConfig
-from step_ray.teacher_config import Price, TeacherConfig
-from step_ray.train_config import TrainConfig
+from step_ray.serving.config import ServeConfig
+from step_ray.training.config import TrainConfig
+from step_ray.training.recipe import DatasetConfig, Recipe
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names that are folders of a run."""

@@ -14,7 +14,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from step_ray.errors import DataError, TemplateError
-from step_ray.masking import (
+from step_ray.react import conversation, trajectory_messages
+from step_ray.render import Renderer, Span
+from step_ray.storage.records import VERSION_KEY
+from step_ray.store import read_rows, write_table
+from step_ray.training.masking import (
     LOW_REWARD,
     NOT_SUCCESSFUL,
     NOTHING_TRAINED,
@@ -25,11 +29,7 @@ from step_ray.masking import (
     steps_in_text,
     unwanted,
 )
-from step_ray.react import conversation, trajectory_messages
-from step_ray.recipe import DatasetConfig, Recipe
-from step_ray.records import VERSION_KEY
-from step_ray.render import Renderer, Span
-from step_ray.store import read_rows, write_table
+from step_ray.training.recipe import DatasetConfig, Recipe
 from step_ray.types import SCHEMA_VERSION, Message, Step, Trajectory
 
 CUT_TO_MATCH = "cut to match"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from step_ray.collect import run_episodes
+from step_ray.collection.runner import Address, EpisodePlan
 from step_ray.config import RunConfig
-from step_ray.evalreport import summarize
-from step_ray.runner import Address, EpisodePlan
+from step_ray.evaluation.evalreport import summarize
 from step_ray.store import Outcome, read_trajectories
 from step_ray.tasks import read_tasks
 from step_ray.types import EvalReport, Source

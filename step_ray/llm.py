@@ -17,12 +17,12 @@ from urllib.parse import quote
 import openai
 from openai.types.chat import ChatCompletion
 
-from step_ray.endpoint import NO_KEY, Failure, failure_of, is_refusal, retry_after_s, shown
+from step_ray.calls.endpoint import NO_KEY, Failure, failure_of, is_refusal, retry_after_s, shown
+from step_ray.calls.gate import Gate, OpenGate
+from step_ray.calls.replylimit import ReplyTooLongError, limited_client
+from step_ray.calls.spending import NOTHING, Spending
+from step_ray.collection.teacher_config import Price
 from step_ray.errors import ConfigError, ContextLengthError, LLMError
-from step_ray.gate import Gate, OpenGate
-from step_ray.replylimit import ReplyTooLongError, limited_client
-from step_ray.spending import NOTHING, Spending
-from step_ray.teacher_config import Price
 from step_ray.types import Message
 
 CHARS_PER_TOKEN = 3

@@ -1,7 +1,7 @@
 """The line: runs the stages of a config in order, skips what is done, goes on where it was killed.
 
 Takes a `RunConfig`, leaves a run folder. It decides whether a stage runs; what a stage does is
-stages.py's, and what the folder remembers is runfolder.py's.
+stages/line.py's, and what the folder remembers is runfolder.py's.
 """
 
 import time
@@ -11,16 +11,16 @@ from typing import Any
 
 import yaml
 
+from step_ray.calls.endpoint import NO_KEY, check_chat, check_endpoint
+from step_ray.cluster.nodes import check_folder, check_nodes, node_addresses, reach_fault
+from step_ray.cluster.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
 from step_ray.config import RunConfig, TrainConfig
-from step_ray.endpoint import NO_KEY, check_chat, check_endpoint
 from step_ray.errors import ConfigError, RunStateError, StepRayError
-from step_ray.nodes import check_folder, check_nodes, node_addresses, reach_fault
 from step_ray.progress import Reporter
-from step_ray.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
-from step_ray.runfolder import FINISHED, STARTED, UNFINISHED, Change, RunFolder
-from step_ray.runinfo import run_info
-from step_ray.stage import Stage, StageContext
-from step_ray.stages import build_stages
+from step_ray.stages.base import Stage, StageContext
+from step_ray.stages.line import build_stages
+from step_ray.storage.runfolder import FINISHED, STARTED, UNFINISHED, Change, RunFolder
+from step_ray.storage.runinfo import run_info
 from step_ray.store import read_json, write_json
 
 
@@ -42,10 +42,10 @@ def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) ->
         stages: names of those to do; the others' resources are not asked for.
         ask: send each endpoint that the stages need a request of one word, too.
     """
-    from step_ray.chat_template import ChatSettings
     from step_ray.envs import task_source
     from step_ray.react import load_prompt
-    from step_ray.student import check_student
+    from step_ray.training.chat_template import ChatSettings
+    from step_ray.training.student import check_student
 
     teacher = config.teacher
 
@@ -164,7 +164,7 @@ def run(
             stage that `only` needs.
         ConfigError, DataError, EndpointError: see the stages.
     """
-    from step_ray.raysetup import connected
+    from step_ray.cluster.raysetup import connected
 
     stages = [*build_stages(config), *more]
     chosen = [s for s in stages if only is None or s.name in only]

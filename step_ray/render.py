@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from step_ray.chat_template import refuse_today
-from step_ray.encoding import MARK, Chat, Encoder, Tokens, blot, check_free
 from step_ray.errors import ConfigError, TemplateError, boundary
-from step_ray.turnend import end_of_turn
+from step_ray.training.chat_template import refuse_today
+from step_ray.training.encoding import MARK, Chat, Encoder, Tokens, blot, check_free
+from step_ray.training.turnend import end_of_turn
 from step_ray.types import Message
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 from step_ray import __version__
+from step_ray.calls.meter import Meter
+from step_ray.collection.judging import StepView
 from step_ray.envs.base import EnvStep, TextEnv
 from step_ray.errors import (
     BudgetError,
@@ -27,9 +29,7 @@ from step_ray.errors import (
     TeacherError,
     boundary,
 )
-from step_ray.judging import StepView
 from step_ray.llm import ChatModel
-from step_ray.meter import Meter
 from step_ray.react import (
     Turn,
     conversation,

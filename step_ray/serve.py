@@ -2,7 +2,7 @@
 
 Takes a model folder, gives an application or a running endpoint. `build_app` is for `serve run` and
 `serve deploy`, `app` for `serve build`, `deploy` for a driver; the engine `vllm` is Ray's own LLM
-application, built from the same arguments. What a replica does is in agent_server.py.
+application, built from the same arguments. What a replica does is in serving/agent_server.py.
 
     serve run step_ray.serve:build_app model_dir=<folder> served_name=agent
     serve deploy jobs/serve.yaml
@@ -25,12 +25,12 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
 
-from step_ray.agent_server import AgentServer
-from step_ray.api.guard import key_digest
-from step_ray.endpoint import NO_KEY
+from step_ray.calls.endpoint import NO_KEY
 from step_ray.errors import ConfigError, EndpointError
-from step_ray.serve_config import ServeConfig
-from step_ray.student import check_model, load_tokenizer, resolve_init
+from step_ray.serving.agent_server import AgentServer
+from step_ray.serving.api.guard import key_digest
+from step_ray.serving.config import ServeConfig
+from step_ray.training.student import check_model, load_tokenizer, resolve_init
 
 APP_NAME = "step_ray_agent"
 MODEL_VARIABLE = "STEP_RAY_MODEL_DIR"
@@ -120,7 +120,7 @@ def _options(args: ServeArgs) -> dict[str, Any]:
             "label_selector": args.node_labels or None,
         },
         # One batch in work, and the next one waiting in the replica. With a limit: all that may
-        # wait, and room for what is refused, for the replica itself refuses (agent_server.py).
+        # wait, and room for what is refused, for the replica itself refuses (AgentServer).
         "max_ongoing_requests": 2 * args.max_batch_size + max(0, args.max_queued_requests),
         "user_config": args.model_spec(),
         "graceful_shutdown_timeout_s": args.drain_timeout_s,

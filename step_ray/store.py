@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from step_ray.errors import DataError
-from step_ray.records import SCHEMA, from_row, to_row, usage_from_row
-from step_ray.shards import Index, read_columns, read_index, read_table, shard_paths
+from step_ray.storage.records import SCHEMA, from_row, to_row, usage_from_row
+from step_ray.storage.shards import Index, read_columns, read_index, read_table, shard_paths
 from step_ray.types import ERROR_STOPS, StepKind, StopReason, Trajectory, Usage
 
 _Result = TypeVar("_Result")

@@ -15,7 +15,7 @@ import pyarrow as pa
 from step_ray.config import RunConfig
 from step_ray.envs import task_source
 from step_ray.errors import ConfigError
-from step_ray.records import VERSION_KEY
+from step_ray.storage.records import VERSION_KEY
 from step_ray.store import read_rows, write_table
 from step_ray.types import SCHEMA_VERSION, Task
 

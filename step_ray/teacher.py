@@ -9,15 +9,15 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from step_ray.callcache import CallCache, call_key
+from step_ray.calls.cache import CallCache, call_key
+from step_ray.calls.gate import Gate, OpenGate
+from step_ray.calls.spending import Spending
+from step_ray.collection.judging import REPLY_SCHEMA, StepView, read_reply, reask, teacher_messages
+from step_ray.collection.player import HistoryPlayer
+from step_ray.collection.teacher_config import TeacherConfig
 from step_ray.envs import has_expert, make_expert
 from step_ray.errors import ContextLengthError, DataError, LLMError, TeacherError
-from step_ray.gate import Gate, OpenGate
-from step_ray.judging import REPLY_SCHEMA, StepView, read_reply, reask, teacher_messages
 from step_ray.llm import ChatModel, Completion
-from step_ray.player import HistoryPlayer
-from step_ray.spending import Spending
-from step_ray.teacher_config import TeacherConfig
 from step_ray.types import Message, Step, Task, Verdict
 
 

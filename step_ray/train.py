@@ -2,7 +2,7 @@
 
 Takes a folder of examples and a student, gives an exported Hugging Face folder. It checks what can
 be checked before workers start, runs one `TorchTrainer`, and reports progress. What the workers
-do is in train_loop.py. Ray must be initialised by the caller.
+do is in training/loop.py. Ray must be initialised by the caller.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from step_ray.batching import Examples, load_examples
-from step_ray.checkpoints import SCORE
 from step_ray.config import TrainConfig
 from step_ray.errors import ConfigError, DataError, RunStateError, StepRayError
-from step_ray.model_files import fingerprint, load_config
-from step_ray.student import check_model, load_tokenizer, resolve_init
-from step_ray.tracking import check_installed
-from step_ray.train_config import TRAIN_SPEED_ONLY
-from step_ray.train_faults import StopAtOwnErrors, own_error
-from step_ray.train_job import METRICS_FILE, RESULT_FILE, STARTS_FILE, TrainJob, TrainResult
-from step_ray.train_loop import train_loop_per_worker
+from step_ray.training.batching import Examples, load_examples
+from step_ray.training.checkpoints import SCORE
+from step_ray.training.config import TRAIN_SPEED_ONLY
+from step_ray.training.faults import StopAtOwnErrors, own_error
+from step_ray.training.job import METRICS_FILE, RESULT_FILE, STARTS_FILE, TrainJob, TrainResult
+from step_ray.training.loop import train_loop_per_worker
+from step_ray.training.model_files import fingerprint, load_config
+from step_ray.training.student import check_model, load_tokenizer, resolve_init
+from step_ray.training.tracking import check_installed
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Called on the driver with the newest line of a file that a worker writes."""

@@ -6,8 +6,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from step_ray.batching import Examples
-from step_ray.loss import num_trained_per_row
+from step_ray.training.batching import Examples
+from step_ray.training.loss import num_trained_per_row
 
 CPU = torch.device("cpu")
 VOCAB = 97

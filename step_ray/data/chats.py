@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
 
-from step_ray.masking import (
+from step_ray.react import conversation
+from step_ray.training.masking import (
     NOTHING_TRAINED,
     OTHER_SOURCE,
     is_left_out,
@@ -16,8 +17,7 @@ from step_ray.masking import (
     steps_in_text,
     unwanted,
 )
-from step_ray.react import conversation
-from step_ray.recipe import DatasetConfig, Recipe
+from step_ray.training.recipe import DatasetConfig, Recipe
 from step_ray.types import Source, Step, Trajectory
 
 MIXED = "error and correction in one turn"

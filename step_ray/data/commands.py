@@ -15,13 +15,13 @@ from rich.console import Console
 
 from step_ray.config import RunConfig, parse_config
 from step_ray.errors import ConfigError
-from step_ray.recipe import POLICIES, DatasetConfig, Recipe
+from step_ray.training.recipe import POLICIES, DatasetConfig, Recipe
 
 if TYPE_CHECKING:
     from step_ray.data.ingest import ImportSummary
     from step_ray.data.stats import KeepRules
     from step_ray.envs.base import TextEnv
-    from step_ray.replay import MakeEnv, ReplayReport
+    from step_ray.tools.replay import MakeEnv, ReplayReport
     from step_ray.types import Trajectory
 
 app = typer.Typer(help="Count, export and import trajectories.", no_args_is_help=True)
@@ -163,10 +163,10 @@ def replay(
     """Play stored actions again and compare every observation; exit code 1 if any differs."""
     from step_ray.data.files import trajectory_folders
     from step_ray.errors import DataError
-    from step_ray.replay import moved as with_paths
-    from step_ray.replay import parse_moves
-    from step_ray.replay import replay as replay_all
     from step_ray.store import iter_trajectories
+    from step_ray.tools.replay import moved as with_paths
+    from step_ray.tools.replay import parse_moves
+    from step_ray.tools.replay import replay as replay_all
 
     prefixes = parse_moves(moved or ())
     config = _run_config(path)
@@ -235,7 +235,7 @@ def _token_counter(source: str) -> "Callable[[Trajectory], int]":
 
     from step_ray.react import trajectory_messages
     from step_ray.render import Renderer
-    from step_ray.student import load_tokenizer
+    from step_ray.training.student import load_tokenizer
 
     renderer = Renderer(load_tokenizer(source), max_length=sys.maxsize)
 
@@ -302,7 +302,7 @@ def _env_maker(config: RunConfig | None) -> "MakeEnv":
 
 
 def _replay_lines(report: "ReplayReport") -> list[str]:
-    from step_ray.show import visible
+    from step_ray.tools.show import visible
 
     unplayed = report.unplayed.total()
     observations = report.num_observations - report.num_observations_different

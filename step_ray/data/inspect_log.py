@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from step_ray import __version__
-from step_ray.behaviour import is_invalid
 from step_ray.errors import ConfigError
-from step_ray.evalreport import outcome, summarize
+from step_ray.evaluation.behaviour import is_invalid
+from step_ray.evaluation.evalreport import outcome, summarize
 from step_ray.react import trajectory_messages
 from step_ray.store import atomic, read_trajectories
 from step_ray.types import EvalReport, Interval, Message, StopReason, Trajectory

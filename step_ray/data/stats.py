@@ -13,9 +13,9 @@ from statistics import fmean, median
 from rich.table import Table
 from rich.text import Text
 
-from step_ray.masking import NOTHING_TRAINED, TOO_LONG, is_trained, unwanted
-from step_ray.recipe import DatasetConfig, Recipe
-from step_ray.show import visible
+from step_ray.tools.show import visible
+from step_ray.training.masking import NOTHING_TRAINED, TOO_LONG, is_trained, unwanted
+from step_ray.training.recipe import DatasetConfig, Recipe
 from step_ray.types import StepKind, Trajectory
 
 UNTYPED = "(no type)"

@@ -19,8 +19,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from step_ray.behaviour import is_invalid
-from step_ray.evalreport import outcome
+from step_ray.evaluation.behaviour import is_invalid
+from step_ray.evaluation.evalreport import outcome
 from step_ray.report.page import environment, split_reflection
 from step_ray.report.results import EpisodeCounts
 from step_ray.store import atomic

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from step_ray.evaluation.stats import PairedDifference, wilson_interval
 from step_ray.report import charts
 from step_ray.report.collection import CollectionCounts
 from step_ray.report.cost import collection_cost
@@ -31,7 +32,6 @@ from step_ray.report.results import (
     results_rows,
     write_text,
 )
-from step_ray.stats import PairedDifference, wilson_interval
 from step_ray.types import Interval, Step, StepKind, Trajectory
 
 RUN_FACTS = ("name", "created", "config_digest", "git_revision", "versions", "machine")

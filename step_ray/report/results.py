@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from step_ray.errors import DataError
+from step_ray.evaluation.stats import PairedDifference, paired_difference
 from step_ray.report.collection import CollectionCounts
 from step_ray.report.cost import ArmCost, arm_cost, collection_cost
-from step_ray.stats import PairedDifference, paired_difference
 from step_ray.types import EvalReport, Interval
 
 BASE = "base"

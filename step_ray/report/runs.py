@@ -16,10 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from step_ray.errors import DataError
+from step_ray.evaluation.stats import (
+    PairedDifference,
+    mean_by_task,
+    mean_interval,
+    paired_difference,
+)
 from step_ray.report.charts import Forest, forest
 from step_ray.report.page import environment
 from step_ray.report.results import BASE, GOLDEN_ONLY, difference, plain, rate, write_text
-from step_ray.stats import PairedDifference, mean_by_task, mean_interval, paired_difference
 from step_ray.types import Interval
 
 REFERENCES = (BASE, GOLDEN_ONLY)

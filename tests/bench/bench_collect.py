@@ -27,13 +27,13 @@ from pathlib import Path
 
 from machine import Stolen, cpu_of_tree
 
+from step_ray.cluster.raysetup import connected
 from step_ray.collect import run_episodes
+from step_ray.collection.runner import Address, EpisodePlan
 from step_ray.config import RayConfig
 from step_ray.envs import make_env
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
-from step_ray.raysetup import connected
 from step_ray.rollout import EpisodeSettings, run_episode
-from step_ray.runner import Address, EpisodePlan
 from step_ray.types import Source, Task
 
 HERE = Path(__file__).resolve().parent

@@ -34,12 +34,12 @@ from bench_collect import make_tasks, many
 from machine import Stolen, cpu_of_tree, cpu_s, tree
 from transformers import AutoTokenizer
 
+from step_ray.cluster.raysetup import connected
 from step_ray.collect import run_episodes
+from step_ray.collection.runner import Address, EpisodePlan
 from step_ray.config import RayConfig
-from step_ray.raysetup import connected
 from step_ray.react import conversation
 from step_ray.rollout import EpisodeSettings
-from step_ray.runner import Address, EpisodePlan
 from step_ray.store import iter_trajectories
 from step_ray.types import Author, Source
 

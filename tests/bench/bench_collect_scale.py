@@ -27,14 +27,14 @@ import ray
 from bench_collect import make_tasks, many
 from machine import Stolen, cpu_of_tree, memory_mb
 
+from step_ray.cluster.raysetup import connected
 from step_ray.collect import run_episodes
+from step_ray.collection.runner import Address, EpisodePlan
 from step_ray.config import RayConfig
 from step_ray.llm import Completion
-from step_ray.raysetup import connected
 from step_ray.rollout import EpisodeSettings
-from step_ray.runner import Address, EpisodePlan
-from step_ray.shards import shard_paths
-from step_ray.shardwriter import ShardWriter
+from step_ray.storage.shards import shard_paths
+from step_ray.storage.shardwriter import ShardWriter
 from step_ray.store import finished_ids, iter_outcomes, iter_trajectories
 from step_ray.types import Source, Task, Trajectory
 

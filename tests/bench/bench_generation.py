@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step_ray.config import ScratchConfig
-from step_ray.generation import BatchGenerator, SamplingParams
-from step_ray.student import new_model, train_tokenizer
+from step_ray.serving.generation import BatchGenerator, SamplingParams
+from step_ray.training.student import new_model, train_tokenizer
 
 FIRST_PROMPT, OBSERVATION, ANSWER, MAX_LENGTH = 600, 30, 20, 2048
 Ids = list[int]

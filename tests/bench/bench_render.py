@@ -8,7 +8,7 @@ import argparse
 import time
 
 from step_ray.render import Renderer, Span
-from step_ray.student import load_tokenizer, resolve_init
+from step_ray.training.student import load_tokenizer, resolve_init
 from step_ray.types import Message
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a desk 1, a shelf 1. "

@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from step_ray.collection.player import HistoryPlayer
 from step_ray.envs.scienceworld import tables
 from step_ray.envs.scienceworld.env import ScienceworldEnv
 from step_ray.envs.scienceworld.goldcache import read_gold, with_gold
 from step_ray.envs.scienceworld.tasks import make_task
 from step_ray.envs.scienceworld.text import is_look
-from step_ray.player import HistoryPlayer
 from step_ray.rollout import EpisodeSettings, run_episode
 from step_ray.teacher import ExpertStudent, OracleTeacher
 from step_ray.types import Source, StepKind, StopReason, Task, Trajectory

@@ -89,9 +89,9 @@ def parse() -> argparse.Namespace:
 def prepare(args: argparse.Namespace, folder: Path) -> dict:
     """Write model and examples; gives what is to be known of them."""
     from step_ray.dataset import build_examples, write_examples
-    from step_ray.recipe import DatasetConfig, Recipe
     from step_ray.render import Renderer
-    from step_ray.student import train_tokenizer
+    from step_ray.training.recipe import DatasetConfig, Recipe
+    from step_ray.training.student import train_tokenizer
 
     played = asyncio.run(play(folder / "games", args.batch_tokens // 200 + 4, args.size))
     texts = [m.content for t in played for m in t.prompt]
@@ -171,7 +171,7 @@ def save_model(folder: Path, tokenizer, args: argparse.Namespace) -> dict:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from step_ray.flops import shape_of
+    from step_ray.training.flops import shape_of
 
     hidden, wide, layers, heads, key_heads, vocab, tied = SHAPES[args.shape]
     config = LlamaConfig(
@@ -225,7 +225,7 @@ def seconds(result: dict, clock: str) -> float:
 
 
 def line_of(args: argparse.Namespace, facts: dict, result: dict) -> str:
-    from step_ray.flops import step_flops
+    from step_ray.training.flops import step_flops
 
     wall, cpu = seconds(result, "wall_s"), seconds(result, "cpu_s")
     flops = step_flops(facts["shape"], facts["lengths"], facts["trained"])

@@ -72,9 +72,9 @@ def status(key: str) -> float:
 def ours(job: argparse.Namespace) -> dict:
     import torch
 
-    from step_ray.batching import load_examples
     from step_ray.config import TrainConfig
-    from step_ray.learner import Learner
+    from step_ray.training.batching import load_examples
+    from step_ray.training.learner import Learner
 
     assert "ray" not in sys.modules, "the training step must not need Ray"
     config = TrainConfig(

@@ -6,7 +6,7 @@ from rich.console import Console
 from run_folders import small_config, write_small_run
 
 from step_ray.report.episodes import Group, write_episodes
-from step_ray.summary import write_run_report
+from step_ray.stages.summary import write_run_report
 from step_ray.types import StepKind
 
 HOSTILE = '</script><script>alert(1)</script><!--<img src=x onerror="alert(1)">\u2028\u202e'

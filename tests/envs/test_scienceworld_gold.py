@@ -5,13 +5,13 @@ import json
 
 import pytest
 
+from step_ray.collection.player import HistoryPlayer
 from step_ray.envs import make_env
 from step_ray.envs.scienceworld import jvm
 from step_ray.envs.scienceworld.gold import GoldMaker, GoldPath
 from step_ray.envs.scienceworld.goldcache import with_gold
 from step_ray.envs.scienceworld.tasks import make_task
 from step_ray.envs.scienceworld.text import is_noop
-from step_ray.player import HistoryPlayer
 from step_ray.rollout import EpisodeSettings, run_episode
 from step_ray.teacher import ExpertStudent, OracleTeacher
 from step_ray.types import Source, StepKind, StopReason

@@ -5,11 +5,11 @@ import torch
 import transformers
 from transformers.utils import is_flash_attn_2_available
 
-from step_ray import attention
-from step_ray.attention import documents_attention
-from step_ray.batching import collate, packed_inputs
-from step_ray.headloss import find_head, trained_nll
-from step_ray.layout import choose_layout
+from step_ray.training import attention
+from step_ray.training.attention import documents_attention
+from step_ray.training.batching import collate, packed_inputs
+from step_ray.training.headloss import find_head, trained_nll
+from step_ray.training.layout import choose_layout
 from tests.tiny_models import SHAPE, VOCAB, make_examples, new_model
 
 pytestmark = [

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from step_ray.collect import run_episodes
+from step_ray.collection.runner import Address, EpisodePlan
+from step_ray.collection.teacher_config import TeacherConfig
 from step_ray.rollout import EpisodeSettings
-from step_ray.runner import Address, EpisodePlan
 from step_ray.tasks import read_tasks
-from step_ray.teacher_config import TeacherConfig
 from step_ray.types import Source
 
 CONCURRENCY = 8
@@ -58,8 +58,8 @@ def rollout_actors():
 
 def alone(plan, tasks, out):
     """Play until somebody kills this process."""
+    from step_ray.cluster.raysetup import connected
     from step_ray.config import RayConfig
-    from step_ray.raysetup import connected
 
     with connected(RayConfig(num_cpus=4, object_store_mb=100)):
         run_episodes(tasks, plan, out, on_episode=lambda t: print(t.trajectory_id, flush=True))

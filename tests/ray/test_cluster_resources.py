@@ -5,7 +5,7 @@ import time
 import pytest
 import ray
 
-from step_ray.resources import can_grow, cluster_nodes, has_label
+from step_ray.cluster.resources import can_grow, cluster_nodes, has_label
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -13,13 +13,13 @@ import pytest
 from jsonserver import JsonHandler, running
 
 from step_ray.collect import run_episodes
+from step_ray.collection.runner import Address, EpisodePlan
+from step_ray.collection.teacher_config import BudgetConfig, Price, TeacherConfig
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.errors import DataError, EndpointError, EpisodesError, RunStateError
 from step_ray.rollout import EpisodeSettings, trajectory_id
-from step_ray.runner import Address, EpisodePlan
 from step_ray.store import read_rows, read_trajectories, total_usage
 from step_ray.tasks import read_tasks, write_tasks
-from step_ray.teacher_config import BudgetConfig, Price, TeacherConfig
 from step_ray.types import Source, StopReason, Task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -332,7 +332,7 @@ import sys, time
 from pathlib import Path
 from step_ray.collect import run_episodes
 from step_ray.config import RayConfig
-from step_ray.raysetup import connected
+from step_ray.cluster.raysetup import connected
 from step_ray.tasks import read_tasks
 from test_collect import PLAN
 

@@ -7,11 +7,11 @@ import psutil
 import pytest
 
 from step_ray.collect import run_episodes
+from step_ray.collection.runner import EpisodePlan
 from step_ray.envs.scienceworld.gold import GoldMaker, GoldPath
 from step_ray.envs.scienceworld.goldcache import with_gold
 from step_ray.envs.scienceworld.tasks import make_task
 from step_ray.rollout import EpisodeSettings, trajectory_id
-from step_ray.runner import EpisodePlan
 from step_ray.store import read_trajectories
 from step_ray.types import Source, StopReason
 

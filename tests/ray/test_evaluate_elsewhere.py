@@ -7,10 +7,10 @@ from jsonserver import JsonHandler, running
 from rich.console import Console
 
 from step_ray.config import parse_config
-from step_ray.outside import OutsideModel, evaluate_outside
+from step_ray.evaluation.outside import OutsideModel, evaluate_outside
 from step_ray.progress import Reporter
+from step_ray.stages.summary import gather
 from step_ray.store import read_trajectories
-from step_ray.summary import gather
 from step_ray.types import StopReason
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -20,13 +20,13 @@ from rich.console import Console
 from test_collect import ids, on_disk
 
 from step_ray.collect import run_episodes
+from step_ray.collection.listplay import shown_episodes
+from step_ray.collection.teacher_config import Price
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.errors import EpisodesError
-from step_ray.listplay import shown_episodes
 from step_ray.progress import Reporter
 from step_ray.store import Outcome, read_trajectories
 from step_ray.tasks import write_tasks
-from step_ray.teacher_config import Price
 from step_ray.types import ERROR_STOPS, Source, StopReason, Task
 
 HERE = Path(__file__).resolve().parent

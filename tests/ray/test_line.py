@@ -22,7 +22,7 @@ from step_ray.errors import RunStateError
 from step_ray.pipeline import run
 from step_ray.progress import Reporter
 from step_ray.store import read_json, read_trajectories
-from step_ray.student import new_model, save_student, train_tokenizer
+from step_ray.training.student import new_model, save_student, train_tokenizer
 from step_ray.types import Author, Source, StepKind
 
 ROOT = Path(__file__).resolve().parents[2]

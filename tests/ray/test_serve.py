@@ -15,16 +15,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from step_ray.calls.endpoint import check_endpoint
 from step_ray.config import ScratchConfig
-from step_ray.endpoint import check_endpoint
 from step_ray.env_config import EnvConfig, GeneratorConfig
 from step_ray.errors import ConfigError, ContextLengthError
-from step_ray.generation import BatchGenerator, SamplingParams
 from step_ray.llm import OpenAIChat
 from step_ray.render import Renderer
 from step_ray.serve import ServeArgs, build_app, deploy
-from step_ray.serve_config import AgentConfig, ServeConfig
-from step_ray.student import load_model, load_tokenizer, new_model, save_student, train_tokenizer
+from step_ray.serving.config import AgentConfig, ServeConfig
+from step_ray.serving.generation import BatchGenerator, SamplingParams
+from step_ray.training.student import (
+    load_model,
+    load_tokenizer,
+    new_model,
+    save_student,
+    train_tokenizer,
+)
 from step_ray.types import Message
 
 MAX_LENGTH = 256

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from step_ray.config import ScratchConfig, TrainConfig
 from step_ray.errors import ConfigError, DataError, RunStateError, StepRayError
-from step_ray.student import new_model, save_student, train_tokenizer
 from step_ray.train import train
-from step_ray.train_config import TrackingConfig
-from step_ray.train_job import read_lines
+from step_ray.training.config import TrackingConfig
+from step_ray.training.job import read_lines
+from step_ray.training.student import new_model, save_student, train_tokenizer
 
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
 CONFIG = TrainConfig(

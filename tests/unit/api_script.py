@@ -4,13 +4,13 @@ import asyncio
 
 import httpx
 
-from step_ray.api.app import make_api
-from step_ray.api.backend import Answer
-from step_ray.api.errors import ApiError
-from step_ray.api.guard import key_digest
-from step_ray.api.metrics import ServeMetrics, exposition
 from step_ray.errors import ContextLengthError, TemplateError
-from step_ray.serve_config import ServeConfig
+from step_ray.serving.api.app import make_api
+from step_ray.serving.api.backend import Answer
+from step_ray.serving.api.errors import ApiError
+from step_ray.serving.api.guard import key_digest
+from step_ray.serving.api.metrics import ServeMetrics, exposition
+from step_ray.serving.config import ServeConfig
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

@@ -10,21 +10,21 @@ import httpx
 import pytest
 import torch
 
-from step_ray.agent_server import ReplicaBackend, act_messages
-from step_ray.api.agent_schemas import ActRequest
-from step_ray.api.app import make_api
 from step_ray.config import ScratchConfig
 from step_ray.env_config import EnvConfig, GeneratorConfig
 from step_ray.envs import REGISTRY
 from step_ray.errors import ConfigError, ContextLengthError
-from step_ray.generation import BatchGenerator, SamplingParams
-from step_ray.local_model import new_tokens
 from step_ray.react import conversation, initial_messages
-from step_ray.records import from_row
 from step_ray.render import Renderer
 from step_ray.rollout import FORMAT_NOTICE
-from step_ray.serve_config import AgentConfig, ServeConfig
-from step_ray.student import (
+from step_ray.serving.agent_server import ReplicaBackend, act_messages
+from step_ray.serving.api.agent_schemas import ActRequest
+from step_ray.serving.api.app import make_api
+from step_ray.serving.config import AgentConfig, ServeConfig
+from step_ray.serving.generation import BatchGenerator, SamplingParams
+from step_ray.serving.local_model import new_tokens
+from step_ray.storage.records import from_row
+from step_ray.training.student import (
     check_model,
     load_model,
     load_tokenizer,

@@ -7,10 +7,10 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 
-from step_ray.agent_server import ReplicaBackend
-from step_ray.api.app import make_api
-from step_ray.serve_config import AgentConfig, ServeConfig
-from step_ray.student import resolve_init
+from step_ray.serving.agent_server import ReplicaBackend
+from step_ray.serving.api.app import make_api
+from step_ray.serving.config import AgentConfig, ServeConfig
+from step_ray.training.student import resolve_init
 
 schemathesis = pytest.importorskip("schemathesis")
 from schemathesis import GenerationMode  # noqa: E402

@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 
-from step_ray.api.guard import Counting
-from step_ray.api.metrics import ServeMetrics, exposition
+from step_ray.serving.api.guard import Counting
+from step_ray.serving.api.metrics import ServeMetrics, exposition
 
 PATHS = ["/v1/models", "/metrics", "/docs", "/openapi.json", "/v1/nothing", "/"]
 

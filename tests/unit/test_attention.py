@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from step_ray.attention import Unsupported, documents_attention
+from step_ray.training.attention import Unsupported, documents_attention
 
 ENDS = {"cu_seq_lens_q": torch.tensor([0, 5, 8], dtype=torch.int32), "max_length_q": 5}
 LAYER = types.SimpleNamespace(is_causal=True)

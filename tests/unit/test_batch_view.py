@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from step_ray.batch_view import Pass, first_epoch, view_pass
-from step_ray.batching import load_examples
 from step_ray.config import TrainConfig
 from step_ray.dataset import Example, write_examples
-from step_ray.student import train_tokenizer
+from step_ray.training.batch_view import Pass, first_epoch, view_pass
+from step_ray.training.batching import load_examples
+from step_ray.training.student import train_tokenizer
 
 TOKENIZER = train_tokenizer(["go take"], 300)
 G, T = TOKENIZER.encode("go")[0], TOKENIZER.encode("take")[0]

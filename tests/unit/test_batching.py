@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_ray.batching import collate, load_examples, padding_share, plan_epoch, split_batch
 from step_ray.errors import DataError
+from step_ray.training.batching import (
+    collate,
+    load_examples,
+    padding_share,
+    plan_epoch,
+    split_batch,
+)
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 

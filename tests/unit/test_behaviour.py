@@ -3,7 +3,7 @@
 import pytest
 from builders import make_step, make_task, make_trajectory
 
-from step_ray.behaviour import (
+from step_ray.evaluation.behaviour import (
     behaviour,
     invalid_share,
     num_looping,
@@ -11,7 +11,7 @@ from step_ray.behaviour import (
     recovered_share,
     steps_to_success,
 )
-from step_ray.stats import mean_interval
+from step_ray.evaluation.stats import mean_interval
 
 
 def episode(*steps, **fields):

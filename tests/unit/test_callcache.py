@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_ray.callcache import CallCache, Lookup, call_key
+from step_ray.calls.cache import CallCache, Lookup, call_key
 from step_ray.llm import Completion
 from step_ray.types import Message
 
@@ -114,7 +114,7 @@ def test_many_writers_of_one_key_leave_one_whole_entry(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from step_ray.callcache import CallCache, call_key
+from step_ray.calls.cache import CallCache, call_key
 from step_ray.llm import Completion
 cache, number = CallCache(Path(sys.argv[1])), 0
 while True:

@@ -11,13 +11,13 @@ from chat_formats import BACKENDS, FORMATS, QWEN3, Merged, expected, make_tokeni
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_ray.chat_template import ChatSettings, effective_template
 from step_ray.config import ScratchConfig
 from step_ray.errors import ConfigError, TemplateError
-from step_ray.generation import BatchGenerator, SamplingParams
 from step_ray.render import Renderer, Span, check_chat
-from step_ray.student import load_tokenizer, new_model, save_student
-from step_ray.turnend import end_of_turn, stop_ids
+from step_ray.serving.generation import BatchGenerator, SamplingParams
+from step_ray.training.chat_template import ChatSettings, effective_template
+from step_ray.training.student import load_tokenizer, new_model, save_student
+from step_ray.training.turnend import end_of_turn, stop_ids
 from step_ray.types import Message
 
 PAIRS = [(name, kind) for name in FORMATS for kind in BACKENDS]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from step_ray.claim import claim_folder
 from step_ray.errors import RunStateError
+from step_ray.storage.claim import claim_folder
 
 IDENTITY = {"env": "alfworld", "teacher": {"model": "a"}, "seed": 0}
 

@@ -19,12 +19,12 @@ from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.errors import ConfigError, DataError, TemplateError
 from step_ray.progress import Reporter
 from step_ray.rollout import EpisodeSettings, run_episode
-from step_ray.runfolder import RunFolder
-from step_ray.stage import StageContext
-from step_ray.stages import build_stages
+from step_ray.stages.base import StageContext
+from step_ray.stages.line import build_stages
+from step_ray.storage.runfolder import RunFolder
 from step_ray.store import write_shard
-from step_ray.student import CHAT_TEMPLATE, new_model, save_student, train_tokenizer
 from step_ray.teacher import ExpertStudent
+from step_ray.training.student import CHAT_TEMPLATE, new_model, save_student, train_tokenizer
 from step_ray.types import Source, StopReason, Task
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,12 +15,12 @@ from builders import make_step, make_trajectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_ray import compact as module
-from step_ray.compact import Compactor, compact, merge, settle
 from step_ray.errors import DataError
-from step_ray.records import SCHEMA, VERSION_KEY, to_row
-from step_ray.shards import shard_paths
-from step_ray.shardwriter import ShardWriter
+from step_ray.storage import compact as module
+from step_ray.storage.compact import Compactor, compact, merge, settle
+from step_ray.storage.records import SCHEMA, VERSION_KEY, to_row
+from step_ray.storage.shards import shard_paths
+from step_ray.storage.shardwriter import ShardWriter
 from step_ray.store import (
     finished_ids,
     iter_outcomes,
@@ -143,9 +143,9 @@ def test_files_that_somebody_put_there_are_left_alone(tmp_path):
 
 
 def test_a_reader_goes_on_where_files_were_merged_under_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("step_ray.shards.WINDOW_ROWS", 2)
-    monkeypatch.setattr("step_ray.shards.CACHE_BYTES", 1)
-    monkeypatch.setattr("step_ray.shards.OPEN_FILES", 1)
+    monkeypatch.setattr("step_ray.storage.shards.WINDOW_ROWS", 2)
+    monkeypatch.setattr("step_ray.storage.shards.CACHE_BYTES", 1)
+    monkeypatch.setattr("step_ray.storage.shards.OPEN_FILES", 1)
     fill(tmp_path, 12)
     wanted = read_trajectories(tmp_path)
     reader = iter_trajectories(tmp_path)
@@ -159,7 +159,7 @@ def test_a_reader_goes_on_where_files_were_merged_under_it(tmp_path, monkeypatch
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from step_ray import compact
+from step_ray.storage import compact
 
 def dies_at(function, count):
     calls = iter(range(count))

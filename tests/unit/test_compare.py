@@ -7,12 +7,12 @@ import yaml
 from builders import make_task, make_trajectory
 from rich.console import Console
 
-from step_ray.compare import compare
 from step_ray.config import parse_config
 from step_ray.errors import DataError
+from step_ray.evaluation.compare import compare
+from step_ray.evaluation.stats import mean_interval
 from step_ray.report.charts import WIDTH, forest
 from step_ray.report.runs import RunOutcomes, over_runs
-from step_ray.stats import mean_interval
 from step_ray.store import write_shard
 from step_ray.types import Interval
 

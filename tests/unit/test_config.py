@@ -9,7 +9,7 @@ import yaml
 
 from step_ray.config import expand_path, load_config, parse_config
 from step_ray.errors import ConfigError
-from step_ray.recipe import POLICIES, Recipe
+from step_ray.training.recipe import POLICIES, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))

@@ -21,10 +21,10 @@ from step_ray.data.ingest import (
     import_file,
 )
 from step_ray.errors import ConfigError, DataError
-from step_ray.masking import NOT_SUCCESSFUL, NOTHING_TRAINED
 from step_ray.react import parse_turn
-from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.store import read_trajectories, write_shard
+from step_ray.training.masking import NOT_SUCCESSFUL, NOTHING_TRAINED
+from step_ray.training.recipe import DatasetConfig, Recipe
 from step_ray.types import Source, StepKind
 
 EPISODE = (

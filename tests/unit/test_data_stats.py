@@ -6,9 +6,9 @@ import pytest
 from builders import make_step, make_task, make_trajectory
 
 from step_ray.data.stats import KeepRules, Lengths, set_stats
-from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, NOTHING_TRAINED, TOO_LONG
-from step_ray.recipe import DatasetConfig
 from step_ray.store import write_shard
+from step_ray.training.masking import LOW_REWARD, NOT_SUCCESSFUL, NOTHING_TRAINED, TOO_LONG
+from step_ray.training.recipe import DatasetConfig
 from step_ray.types import StepKind, StopReason, Verdict, VerdictLabel
 
 NO_OP = Verdict(label=VerdictLabel.ERROR, error_type="no_op")

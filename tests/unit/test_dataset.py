@@ -20,11 +20,17 @@ from step_ray.dataset import (
     write_examples,
 )
 from step_ray.errors import DataError
-from step_ray.masking import LOW_REWARD, NOT_SUCCESSFUL, OTHER_SOURCE, SAME_ROLLOUT, TOO_LONG
 from step_ray.react import conversation
-from step_ray.recipe import POLICIES, DatasetConfig, Recipe
 from step_ray.render import Renderer, Span
-from step_ray.student import train_tokenizer
+from step_ray.training.masking import (
+    LOW_REWARD,
+    NOT_SUCCESSFUL,
+    OTHER_SOURCE,
+    SAME_ROLLOUT,
+    TOO_LONG,
+)
+from step_ray.training.recipe import POLICIES, DatasetConfig, Recipe
+from step_ray.training.student import train_tokenizer
 from step_ray.types import Source, StepKind, StopReason
 
 TOKENIZER = train_tokenizer(["Action: go take look room rules desk nothing"] * 3, 330)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from step_ray.desk import HORIZON_S, Start, TeacherDesk, read_ledger, write_ledger
+from step_ray.calls.desk import HORIZON_S, Start, TeacherDesk, read_ledger, write_ledger
+from step_ray.calls.gate import Ask, Settled
+from step_ray.calls.spending import NOTHING, Spending
+from step_ray.collection.teacher_config import BudgetConfig, TeacherConfig
 from step_ray.errors import DataError
-from step_ray.gate import Ask, Settled
-from step_ray.spending import NOTHING, Spending
-from step_ray.teacher_config import BudgetConfig, TeacherConfig
 
 CALL = Spending(calls=1, tokens=100, money=0.5)
 ASK = Ask(estimate=CALL)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from step_ray import doctor
+from step_ray.cluster import doctor
+from step_ray.cluster.doctor import Level
 from step_ray.config import parse_config
-from step_ray.doctor import Level
 
 
 def found(findings):

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import mended, played, small_config, small_tokenizer, write_small_run
 
-from step_ray.episodes import first_by_hash, pieces, token_marks, write_run_episodes
 from step_ray.report.episodes import Group, episode_of, facts_of, pack, row_of, write_episodes
 from step_ray.store import write_shard
+from step_ray.tools.episodes import first_by_hash, pieces, token_marks, write_run_episodes
 from step_ray.types import StepKind, StopReason, Usage
 
 HOSTILE = [

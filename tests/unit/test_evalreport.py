@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from step_ray.errors import DataError
-from step_ray.evalreport import summarize
-from step_ray.stats import wilson_interval
+from step_ray.evaluation.evalreport import summarize
+from step_ray.evaluation.stats import wilson_interval
 from step_ray.types import ERROR_STOPS, TRUNCATED_STOPS, StopReason
 
 ENV_NOOP = "Nothing happens."

@@ -12,17 +12,23 @@ from chat_formats import FORMATS, make_tokenizer
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from step_ray.batching import load_examples
-from step_ray.chat_template import FOLD_SYSTEM, ChatSettings
 from step_ray.config import ScratchConfig, TrainConfig
 from step_ray.dataset import Example, write_examples
 from step_ray.errors import ConfigError
-from step_ray.export import export, generation_config
-from step_ray.learner import Learner
 from step_ray.render import check_chat
-from step_ray.student import load_model, load_tokenizer, new_model, save_student, train_tokenizer
-from step_ray.train_job import TOKENIZER_FOLDER, TrainJob, TrainResult
-from step_ray.turnend import end_of_turn
+from step_ray.training.batching import load_examples
+from step_ray.training.chat_template import FOLD_SYSTEM, ChatSettings
+from step_ray.training.export import export, generation_config
+from step_ray.training.job import TOKENIZER_FOLDER, TrainJob, TrainResult
+from step_ray.training.learner import Learner
+from step_ray.training.student import (
+    load_model,
+    load_tokenizer,
+    new_model,
+    save_student,
+    train_tokenizer,
+)
+from step_ray.training.turnend import end_of_turn
 
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
 RESULT = TrainResult(

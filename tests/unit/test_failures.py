@@ -2,7 +2,7 @@
 
 import pytest
 
-from step_ray.failures import ErrorWatch
+from step_ray.collection.failures import ErrorWatch
 from step_ray.store import Outcome
 from step_ray.types import Source, StopReason, Task, Trajectory
 

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from step_ray.desk import TeacherDesk
+from step_ray.calls.desk import TeacherDesk
+from step_ray.calls.gate import Answer, DeskGate, Settled
+from step_ray.calls.spending import NOTHING, Spending
+from step_ray.collection.teacher_config import BudgetConfig, TeacherConfig
 from step_ray.errors import BudgetError, LLMError
-from step_ray.gate import Answer, DeskGate, Settled
-from step_ray.spending import NOTHING, Spending
-from step_ray.teacher_config import BudgetConfig, TeacherConfig
 
 CALL = Spending(calls=1, tokens=10)
 

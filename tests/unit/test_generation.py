@@ -10,9 +10,9 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from step_ray.config import ScratchConfig
 from step_ray.errors import ConfigError, ContextLengthError
-from step_ray.generation import BatchGenerator, SamplingParams, choose_tokens
-from step_ray.kvcache import PrefixCache
-from step_ray.student import new_model, train_tokenizer
+from step_ray.serving.generation import BatchGenerator, SamplingParams, choose_tokens
+from step_ray.serving.kvcache import PrefixCache
+from step_ray.training.student import new_model, train_tokenizer
 
 MAX_LENGTH = 256
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from step_ray.config import ScratchConfig
-from step_ray.generation import BatchGenerator, SamplingParams
-from step_ray.generation_thread import GenerationThread
-from step_ray.student import new_model, train_tokenizer
+from step_ray.serving.generation import BatchGenerator, SamplingParams
+from step_ray.serving.generation_thread import GenerationThread
+from step_ray.training.student import new_model, train_tokenizer
 
 PARAMS = SamplingParams(max_tokens=6, temperature=1.0, seed=0)
 PROMPTS = [[20 + i, 30, 40 + i] for i in range(7)]

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from step_ray.headloss import Head, choose_head, find_head, sum_nll, trained_nll
+from step_ray.training.headloss import Head, choose_head, find_head, sum_nll, trained_nll
 from tests.tiny_models import CONFIGS, CPU, SHAPE, VOCAB, new_model
 
 IDS = torch.arange(24).view(2, 12) * 7 % VOCAB

@@ -4,8 +4,8 @@ import pytest
 from builders import make_task, make_trajectory
 
 from step_ray.errors import ConfigError
-from step_ray.holdout import held_out_tasks, of_tasks
-from step_ray.recipe import DatasetConfig
+from step_ray.training.holdout import held_out_tasks, of_tasks
+from step_ray.training.recipe import DatasetConfig
 
 U1 = [f"u1-{i}" for i in range(10)]
 U2 = [f"u2-{i}" for i in range(20)]

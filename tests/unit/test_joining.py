@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from step_ray import joining
+from step_ray.cluster import joining
+from step_ray.cluster.joining import check_cluster
+from step_ray.cluster.raysetup import connected
 from step_ray.config import RayConfig
 from step_ray.errors import ClusterError
-from step_ray.joining import check_cluster
-from step_ray.raysetup import connected
 from tests.fakegcs import head
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +90,7 @@ def test_a_cluster_that_fits_is_joined(monkeypatch):
 CHECK = """
 import sys
 from step_ray.errors import StepRayError
-from step_ray.joining import check_cluster
+from step_ray.cluster.joining import check_cluster
 try:
     check_cluster(sys.argv[1])
 except StepRayError as exc:

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from ray._private.label_utils import validate_label_selector
 
+from step_ray.cluster.labels import NodeLabels
 from step_ray.config import parse_config
 from step_ray.errors import ConfigError
-from step_ray.labels import NodeLabels
 
 LABELS = TypeAdapter(NodeLabels)
 TEXT = st.text(alphabet="aZ0._-/!(), in", max_size=20)

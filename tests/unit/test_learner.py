@@ -10,8 +10,8 @@ import transformers
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from step_ray.config import TrainConfig
-from step_ray.learner import Learner
-from step_ray.student import train_tokenizer
+from step_ray.training.learner import Learner
+from step_ray.training.student import train_tokenizer
 from tests.tiny_models import CPU, SHAPE, VOCAB, make_examples, new_model
 
 NUM = 8

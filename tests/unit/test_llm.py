@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonserver import JsonHandler, running
 
-from step_ray import replylimit
-from step_ray.endpoint import check_chat, check_endpoint
+from step_ray.calls import replylimit
+from step_ray.calls.endpoint import check_chat, check_endpoint
+from step_ray.calls.spending import NOTHING, Spending
+from step_ray.collection.teacher_config import Price
 from step_ray.errors import (
     BudgetError,
     ConfigError,
@@ -26,8 +28,6 @@ from step_ray.errors import (
     LLMError,
 )
 from step_ray.llm import Deadline, OpenAIChat, ScriptedLLM
-from step_ray.spending import NOTHING, Spending
-from step_ray.teacher_config import Price
 from step_ray.types import Message
 
 MESSAGES = [Message(role="user", content="hello")]

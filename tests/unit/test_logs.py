@@ -9,11 +9,11 @@ import pytest
 import yaml
 from ray._common.formatters import JSONFormatter
 
+from step_ray.cluster.logs import LOGGER, JsonReporter, reporter_for
+from step_ray.cluster.raysetup import _logging
+from step_ray.collection.runner import EpisodePlan, _log
 from step_ray.config import RayConfig, parse_config
-from step_ray.logs import LOGGER, JsonReporter, reporter_for
 from step_ray.progress import Reporter
-from step_ray.raysetup import _logging
-from step_ray.runner import EpisodePlan, _log
 from step_ray.types import Source, StopReason
 from tests.builders import make_trajectory
 

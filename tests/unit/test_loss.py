@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_ray.batching import collate
 from step_ray.config import ScratchConfig
-from step_ray.headloss import find_head, trained_nll
-from step_ray.layout import choose_layout
-from step_ray.loss import masked_loss, num_trained_per_row, trained_positions
-from step_ray.student import new_model, train_tokenizer
+from step_ray.training.batching import collate
+from step_ray.training.headloss import find_head, trained_nll
+from step_ray.training.layout import choose_layout
+from step_ray.training.loss import masked_loss, num_trained_per_row, trained_positions
+from step_ray.training.student import new_model, train_tokenizer
 from tests.tiny_models import make_examples
 
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=16, num_layers=1, num_heads=2)

@@ -31,11 +31,11 @@ from ray.serve.schema import (
 )
 
 from step_ray import __version__
+from step_ray.cluster.resources import Node, fault
+from step_ray.cluster.spot import CLOUDS
 from step_ray.config import load_config
-from step_ray.resources import Node, fault
 from step_ray.serve import ServeArgs
-from step_ray.spot import CLOUDS
-from step_ray.stages import build_stages
+from step_ray.stages.line import build_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"

@@ -5,10 +5,10 @@ from builders import make_step, make_trajectory
 from chat_formats import make_tokenizer
 
 from step_ray.dataset import DatasetSummary, Example, build_examples
-from step_ray.mask_view import colour_example, count_lines
-from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.render import Renderer
-from step_ray.student import train_tokenizer
+from step_ray.training.mask_view import colour_example, count_lines
+from step_ray.training.recipe import DatasetConfig, Recipe
+from step_ray.training.student import train_tokenizer
 from step_ray.types import StepKind
 
 TOKENIZER = train_tokenizer(["Action: go take look room rules desk nothing"] * 3, 330)

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from step_ray.dataset import build_examples
 from step_ray.errors import DataError, TemplateError
-from step_ray.masking import NOTHING_TRAINED, TOO_LONG
-from step_ray.recipe import DatasetConfig, Recipe
 from step_ray.render import Renderer
-from step_ray.student import CHAT_TEMPLATE
+from step_ray.training.masking import NOTHING_TRAINED, TOO_LONG
+from step_ray.training.recipe import DatasetConfig, Recipe
+from step_ray.training.student import CHAT_TEMPLATE
 from step_ray.types import Message, StepKind
 
 SPECIAL = ["<unk>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]

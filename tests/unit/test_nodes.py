@@ -4,9 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from step_ray.cluster.nodes import (
+    SAME_ON_ALL,
+    NodeReport,
+    check_folder,
+    node_fault,
+    reach_fault,
+    report,
+)
 from step_ray.errors import ConfigError
-from step_ray.nodes import SAME_ON_ALL, NodeReport, check_folder, node_fault, reach_fault, report
-from step_ray.runinfo import versions
+from step_ray.storage.runinfo import versions
 
 OURS = {"python": "3.11.7", "ray": "2.60.0", "step-ray": "0.1.0", "torch": "2.13.0+cpu"}
 RUNS = Path("/data/runs/r")

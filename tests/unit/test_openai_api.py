@@ -5,7 +5,7 @@ import json
 import pytest
 from api_script import ASK, CHAT, COMPLETIONS, call
 
-from step_ray.api.schemas import ChatRequest, CompletionRequest
+from step_ray.serving.api.schemas import ChatRequest, CompletionRequest
 
 
 def say(text, *, role="user"):

@@ -9,14 +9,15 @@ import yaml
 from rich.console import Console
 from run_folders import played, small_config, write_small_run
 
-from step_ray import outside, pipeline
+from step_ray import pipeline
+from step_ray.cluster.resources import Node, together
 from step_ray.errors import ConfigError, RunStateError
-from step_ray.outside import OutsideModel, check_outside, evaluate_outside, outside_stage
+from step_ray.evaluation import outside
+from step_ray.evaluation.outside import OutsideModel, check_outside, evaluate_outside, outside_stage
 from step_ray.progress import Reporter
-from step_ray.resources import Node, together
-from step_ray.stages import build_stages
+from step_ray.stages.line import build_stages
+from step_ray.stages.summary import gather
 from step_ray.store import write_shard
-from step_ray.summary import gather
 
 URL = "http://127.0.0.1:9/v1"
 
@@ -115,7 +116,9 @@ def test_it_takes_rollout_actors_and_no_replica(tmp_path):
 def evaluate(tmp_path, monkeypatch):
     """Evaluates without Ray and endpoint; gives the calls of the evaluation."""
     monkeypatch.setattr(pipeline, "cluster_nodes", lambda: [Node(amounts={"CPU": 4.0})])
-    monkeypatch.setattr("step_ray.raysetup.connected", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(
+        "step_ray.cluster.raysetup.connected", lambda config: contextlib.nullcontext()
+    )
     monkeypatch.setattr(outside, "check_endpoint", lambda *args, **options: None)
     calls = []
     monkeypatch.setattr(outside, "asdict", lambda report: {"num": report})

@@ -4,11 +4,11 @@ import pytest
 import torch
 import transformers
 
-from step_ray.attention import DOCUMENTS
-from step_ray.batching import collate, packed_inputs
 from step_ray.errors import ConfigError
-from step_ray.headloss import find_head, trained_nll
-from step_ray.layout import choose_layout
+from step_ray.training.attention import DOCUMENTS
+from step_ray.training.batching import collate, packed_inputs
+from step_ray.training.headloss import find_head, trained_nll
+from step_ray.training.layout import choose_layout
 from tests.tiny_models import CONFIGS, CPU, VOCAB, make_examples, new_model
 
 DOCUMENTS_OF_ATTENTION = set(CONFIGS) - {"gemma2"}

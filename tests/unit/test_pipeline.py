@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 
 from step_ray import pipeline
+from step_ray.cluster.resources import Node
 from step_ray.config import parse_config
 from step_ray.errors import ConfigError, RunStateError
 from step_ray.progress import Reporter
-from step_ray.resources import Node
-from step_ray.runfolder import DONE, PARTIAL, RunFolder
-from step_ray.stage import Stage
-from step_ray.stages import build_stages
+from step_ray.stages.base import Stage
+from step_ray.stages.line import build_stages
+from step_ray.storage.runfolder import DONE, PARTIAL, RunFolder
 
 
 @pytest.fixture
@@ -23,7 +23,9 @@ def line(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "preflight", lambda config, stages, ask: [])
     monkeypatch.setattr(pipeline, "cluster_nodes", lambda: [Node(amounts={"CPU": 4.0})])
     monkeypatch.setattr(pipeline, "can_grow", lambda: False)
-    monkeypatch.setattr("step_ray.raysetup.connected", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(
+        "step_ray.cluster.raysetup.connected", lambda config: contextlib.nullcontext()
+    )
     made, summaries = [], {}
 
     def stage(name, needs, settings, limits=frozenset()):

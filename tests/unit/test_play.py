@@ -4,7 +4,7 @@ import pytest
 
 from step_ray.envs import make_env, make_expert
 from step_ray.errors import ConfigError
-from step_ray.play import HELP, Session, alfworld_task, play
+from step_ray.tools.play import HELP, Session, alfworld_task, play
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from step_ray.config import ScratchConfig
 from step_ray.dataset import Example
-from step_ray.pretrain import PretrainPlan, _after_prompt, model_card, play_corpus
-from step_ray.train_job import TrainResult
+from step_ray.training.job import TrainResult
+from step_ray.training.pretrain import PretrainPlan, _after_prompt, model_card, play_corpus
 
 PLAN = PretrainPlan(
     num_games=12, explore_every=3, explore_steps=4, shape=ScratchConfig(hidden_size=32)

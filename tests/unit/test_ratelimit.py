@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_ray.ratelimit import RateLimiter
+from step_ray.calls.ratelimit import RateLimiter
 
 gaps = st.lists(st.floats(0, 30), min_size=1, max_size=60)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from step_ray.errors import ConfigError, DataError, TemplateError
 from step_ray.render import Renderer, Span
-from step_ray.student import train_tokenizer
+from step_ray.training.student import train_tokenizer
 from step_ray.types import Message
 
 CORPUS = [

@@ -9,10 +9,10 @@ from builders import make_step, make_trajectory
 from step_ray.envs.alfworld.env import AlfworldEnv
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.errors import ConfigError
-from step_ray.replay import Difference, moved, parse_moves, replay
 from step_ray.rollout import EpisodeSettings, run_episode
 from step_ray.store import write_shard
 from step_ray.teacher import ExpertStudent
+from step_ray.tools.replay import Difference, moved, parse_moves, replay
 from step_ray.types import Source, StepKind, Task
 
 

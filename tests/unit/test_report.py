@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from step_ray.errors import DataError
+from step_ray.evaluation.stats import mean_interval, wilson_interval
 from step_ray.report import (
     CollectionCounts,
     ReportInputs,
@@ -36,7 +37,6 @@ from step_ray.report.page import (
     validation_lines,
 )
 from step_ray.report.results import EpisodeCounts
-from step_ray.stats import mean_interval, wilson_interval
 from step_ray.types import (
     EvalReport,
     StepKind,

@@ -2,9 +2,9 @@
 
 import pytest
 
+from step_ray.cluster.resources import Node, fault, has_label, local_nodes
 from step_ray.config import RayConfig, parse_config
-from step_ray.resources import Node, fault, has_label, local_nodes
-from step_ray.stages import build_stages
+from step_ray.stages.line import build_stages
 
 BOX = [Node(amounts={"CPU": 4.0, "memory": 1e9})]
 GPU_BOX = Node(amounts={"CPU": 8.0, "GPU": 1.0})

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from step_ray.rowtext import MAX_HELD, RowText
-from step_ray.student import train_tokenizer
+from step_ray.serving.rowtext import MAX_HELD, RowText
+from step_ray.training.student import train_tokenizer
 
 
 def by_words(words):

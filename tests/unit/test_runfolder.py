@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from step_ray.errors import DataError, RunStateError
-from step_ray.runfolder import DONE, STARTED, Change, RunFolder, fingerprint
+from step_ray.storage.runfolder import DONE, STARTED, Change, RunFolder, fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"train": {"epochs": 3, "lr": 0.1}, "seeds": (0, 1), "path": Path("a")}
@@ -99,7 +99,7 @@ LOCK = """
 import sys
 from pathlib import Path
 from step_ray.errors import RunStateError
-from step_ray.runfolder import RunFolder
+from step_ray.storage.runfolder import RunFolder
 try:
     with RunFolder(Path(sys.argv[1])).locked():
         print("locked", flush=True)

@@ -8,13 +8,13 @@ import pickle
 import pytest
 from jsonserver import JsonHandler, running
 
+from step_ray.calls.desk import TeacherDesk
+from step_ray.calls.spending import Spending
+from step_ray.collection.runner import Address, EpisodePlan, EpisodeRunner
+from step_ray.collection.teacher_config import BudgetConfig, TeacherConfig
 from step_ray.config import parse_config
-from step_ray.desk import TeacherDesk
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.rollout import EpisodeSettings
-from step_ray.runner import Address, EpisodePlan, EpisodeRunner
-from step_ray.spending import Spending
-from step_ray.teacher_config import BudgetConfig, TeacherConfig
 from step_ray.types import Source
 
 

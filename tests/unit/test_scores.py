@@ -3,7 +3,7 @@
 import pytest
 from builders import make_step, make_trajectory
 
-from step_ray.scores import best_score, eto_score, final_score
+from step_ray.evaluation.scores import best_score, eto_score, final_score
 from step_ray.types import StopReason, best_sum
 
 

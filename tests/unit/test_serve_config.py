@@ -13,7 +13,7 @@ from step_ray.config import parse_config
 from step_ray.env_config import EnvConfig
 from step_ray.errors import ConfigError
 from step_ray.serve import ServeArgs, build_app
-from step_ray.serve_config import AgentConfig, ServeConfig
+from step_ray.serving.config import AgentConfig, ServeConfig
 
 JOBS = Path(__file__).parents[2] / "jobs"
 

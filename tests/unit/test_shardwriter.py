@@ -5,7 +5,7 @@ import time
 import pytest
 from test_failures import episode
 
-from step_ray.shardwriter import ShardWriter
+from step_ray.storage.shardwriter import ShardWriter
 from step_ray.store import read_trajectories
 from step_ray.types import StopReason
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from step_ray.show import show_trajectory, visible
+from step_ray.tools.show import show_trajectory, visible
 from step_ray.types import Message, StepKind, StopReason, Trajectory, Verdict, VerdictLabel
 
 

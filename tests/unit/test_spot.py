@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from step_ray import spot
+from step_ray.cluster import spot
 from step_ray.errors import ClusterError, ConfigError
 from tests.fakegcs import head
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from step_ray.errors import DataError
-from step_ray.stats import (
+from step_ray.evaluation.stats import (
     mean_interval,
     paired_difference,
     success_by_task,

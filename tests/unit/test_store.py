@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from step_ray.errors import DataError
-from step_ray.records import SCHEMA, VERSION_KEY, from_row, to_row
+from step_ray.storage.records import SCHEMA, VERSION_KEY, from_row, to_row
 from step_ray.store import (
     completed_ids,
     read_json,

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from step_ray.chat_template import ChatSettings
 from step_ray.config import ScratchConfig
 from step_ray.errors import ConfigError, StepRayError, TemplateError
-from step_ray.student import (
+from step_ray.training.chat_template import ChatSettings
+from step_ray.training.student import (
     CHAT_TEMPLATE,
     check_student,
     load_model,

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from test_failures import episode
 
+from step_ray.collection.tally import Tally, duration
 from step_ray.progress import plain_wait_s
 from step_ray.store import Outcome
-from step_ray.tally import Tally, duration
 from step_ray.types import Author, Step, StepKind, StopReason, Usage
 
 

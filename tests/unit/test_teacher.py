@@ -9,16 +9,16 @@ from builders import make_step
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_ray.callcache import CallCache
+from step_ray.calls.cache import CallCache
+from step_ray.collection.judging import REPLY_SCHEMA, StepView, teacher_messages
+from step_ray.collection.teacher_config import TeacherConfig
 from step_ray.envs.alfworld.env import AlfworldEnv
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.errors import ConfigError, ContextLengthError, LLMError, TeacherError
-from step_ray.judging import REPLY_SCHEMA, StepView, teacher_messages
 from step_ray.llm import Completion, ScriptedLLM
 from step_ray.react import initial_messages, load_prompt
 from step_ray.rollout import EpisodeSettings, run_episode
 from step_ray.teacher import ExpertStudent, LLMTeacher, OracleTeacher
-from step_ray.teacher_config import TeacherConfig
 from step_ray.types import Source, StepKind, StopReason, Task, Usage, Verdict, VerdictLabel
 
 TASK = Task(task_id="t/1", env="alfworld", split="train", goal="")

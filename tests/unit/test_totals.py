@@ -1,8 +1,8 @@
 """Counts over episodes, by hand."""
 
-from step_ray.spending import Spending
+from step_ray.calls.spending import Spending
+from step_ray.collection.totals import Totals
 from step_ray.store import Outcome
-from step_ray.totals import Totals
 from step_ray.types import StopReason, Usage
 
 

@@ -7,8 +7,8 @@ import pytest
 from tfevents import scalars
 
 from step_ray.errors import ConfigError
-from step_ray.tracking import Trackers, check_installed, open_trackers
-from step_ray.train_config import TrackingConfig
+from step_ray.training.config import TrackingConfig
+from step_ray.training.tracking import Trackers, check_installed, open_trackers
 
 LINES = [{"step": step, "loss": 1 / step, "epoch": 0} for step in (1, 2, 3)]
 

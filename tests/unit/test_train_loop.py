@@ -11,10 +11,10 @@ from ray.train.torch import TorchTrainer
 
 from step_ray.config import ScratchConfig, TrainConfig
 from step_ray.errors import ConfigError, DataError, RunStateError, StepRayError
-from step_ray.student import new_model, save_student, train_tokenizer
 from step_ray.train import train
-from step_ray.train_job import TrainJob, read_lines
-from step_ray.train_loop import train_loop_per_worker
+from step_ray.training.job import TrainJob, read_lines
+from step_ray.training.loop import train_loop_per_worker
+from step_ray.training.student import new_model, save_student, train_tokenizer
 
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=1, num_heads=2)
 CONFIG = TrainConfig(epochs=2, batch_tokens=64, micro_batch_tokens=64, learning_rate=3e-3)

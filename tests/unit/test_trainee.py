@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from step_ray import train_state
-from step_ray.batching import load_examples
 from step_ray.config import ScratchConfig, TrainConfig
 from step_ray.errors import RunStateError, StepRayError
-from step_ray.learner import Learner
-from step_ray.student import new_model, save_student, train_tokenizer
+from step_ray.training import state as train_state
+from step_ray.training.batching import load_examples
+from step_ray.training.learner import Learner
+from step_ray.training.student import new_model, save_student, train_tokenizer
 
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
 CPU = torch.device("cpu")

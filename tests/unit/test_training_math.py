@@ -6,8 +6,8 @@ from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from step_ray.config import TrainConfig
-from step_ray.flops import Shape, peak_flops, shape_of, step_flops
-from step_ray.schedule import learning_rate
+from step_ray.training.flops import Shape, peak_flops, shape_of, step_flops
+from step_ray.training.schedule import learning_rate
 
 
 def rates(num_steps, **config):

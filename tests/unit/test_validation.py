@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from step_ray.config import ScratchConfig, TrainConfig
 from step_ray.errors import DataError
-from step_ray.learner import Learner
-from step_ray.student import new_model, save_student, train_tokenizer
-from step_ray.validation import Validation
+from step_ray.training.learner import Learner
+from step_ray.training.student import new_model, save_student, train_tokenizer
+from step_ray.training.validation import Validation
 
 SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
 IDS = [[9, 10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33]]

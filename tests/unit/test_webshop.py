@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from step_ray.collection.judging import is_listed
 from step_ray.config import load_config, parse_config
 from step_ray.envs import make_env, make_expert, task_source
 from step_ray.envs.webshop import replay
@@ -16,9 +17,8 @@ from step_ray.envs.webshop.generator import generate_shop
 from step_ray.envs.webshop.goals import list_goals
 from step_ray.envs.webshop.session import Place
 from step_ray.errors import ConfigError, DataError, EnvError
-from step_ray.judging import is_listed
-from step_ray.play import Session, new_task
 from step_ray.tasks import build_tasks
+from step_ray.tools.play import Session, new_task
 from step_ray.types import Task, VerdictLabel
 
 ROOT = Path(__file__).resolve().parents[2]

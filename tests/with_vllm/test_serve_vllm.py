@@ -14,10 +14,16 @@ import ray
 import torch
 
 from step_ray.config import ScratchConfig, ServeConfig
-from step_ray.generation import BatchGenerator, SamplingParams
 from step_ray.render import Renderer
 from step_ray.serve import deploy
-from step_ray.student import load_model, load_tokenizer, new_model, save_student, train_tokenizer
+from step_ray.serving.generation import BatchGenerator, SamplingParams
+from step_ray.training.student import (
+    load_model,
+    load_tokenizer,
+    new_model,
+    save_student,
+    train_tokenizer,
+)
 from step_ray.types import Message
 
 MAX_LENGTH = 512

@@ -8,9 +8,9 @@ did nothing and what is held, as any chat model could; they never say what would
 import random
 from collections.abc import Sequence
 
+from step_ray.collection.player import HistoryPlayer
 from step_ray.envs.alfworld.belief import NOTHING_HAPPENS, Belief, class_of
 from step_ray.envs.alfworld.judge import nothing_text, replay
-from step_ray.player import HistoryPlayer
 
 SHARE_WRONG = 0.2
 """Share of the commands that are drawn to be about what is not there."""

@@ -20,7 +20,7 @@ from step_ray.envs.scienceworld.env import FULL_SCORE
 from step_ray.envs.scienceworld.gold import GoldMaker, GoldPath
 from step_ray.envs.scienceworld.jvm import engine_version
 from step_ray.errors import EnvError
-from step_ray.records import VERSION_KEY
+from step_ray.storage.records import VERSION_KEY
 from step_ray.store import read_rows, write_table
 from step_ray.types import SCHEMA_VERSION, Task
 

@@ -1,0 +1,1 @@
+"""What stands between an episode and an endpoint: addresses, limits, money, kept replies."""

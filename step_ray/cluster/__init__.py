@@ -1,0 +1,1 @@
+"""Ray on one machine or many: joining, placing, checking, draining, logging."""

@@ -1,0 +1,1 @@
+"""The parts of collect.py and evaluate.py: judging, actors, counts and limits of failure."""

@@ -1,0 +1,1 @@
+"""What evaluated episodes say: scores, intervals, paired tests, behaviour."""

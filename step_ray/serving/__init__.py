@@ -1,0 +1,1 @@
+"""The parts of serve.py: one replica, its generation, and the routes."""

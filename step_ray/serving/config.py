@@ -1,0 +1,85 @@
+"""The settings of the served agent.
+
+Takes plain values, gives a `ServeConfig`. It starts nothing; see serve.py.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from step_ray.cluster.labels import NodeLabels
+from step_ray.env_config import EnvConfig, Section
+
+
+class AgentConfig(Section):
+    """What the agent's own routes (`/v1/agent/act`, `/v1/episodes`) work with."""
+
+    prompt: str = "alfworld_v1"
+    """Instruction of `/v1/agent/act` where a request names none; take that of the training."""
+    before_execution: bool = False
+    """The agent was trained with `teacher.when: before_execution`: an answer may give up actions
+    before its last one."""
+    envs: dict[str, EnvConfig] = Field(default={})
+    """Environment -> its settings in episodes; one that is not here has its defaults."""
+    work_dir: str = ""
+    """Where games are generated for episodes; empty: a temporary folder of the replica."""
+    num_generated: int = Field(default=100, ge=1)
+    """Games per split of an environment that generates them."""
+    max_episodes: int = Field(default=1000, ge=1)
+    """Most episodes of one request."""
+    max_concurrency: int = Field(default=64, ge=1)
+    """Most episodes at once in a replica, over all requests."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Per turn, where a request says nothing else."""
+    step_timeout_s: float = Field(default=300.0, gt=0)
+    episode_timeout_s: float = Field(default=3600.0, gt=0)
+    timeout_s: float = Field(default=14400.0, gt=0)
+    """Of one request for episodes; those that are unfinished then are reported as missing."""
+
+    def for_run(self, env: EnvConfig, run_dir: Path, *, before_execution: bool) -> "AgentConfig":
+        """With what a run says, where nothing else was said."""
+        of_run = {
+            "prompt": env.prompt,
+            "before_execution": before_execution,
+            # apart from the run's own games, which define its task lists
+            "work_dir": str((run_dir / "serve").resolve()),
+        }
+        new = {key: value for key, value in of_run.items() if key not in self.model_fields_set}
+        return self.model_copy(update={**new, "envs": {env.name: env, **self.envs}})
+
+
+class ServeConfig(Section):
+    """The served agent."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0: any free port."""
+    num_replicas: int = Field(default=1, ge=1)
+    cpus_per_replica: float = Field(default=1.0, gt=0)
+    gpus_per_replica: float = Field(default=0.0, ge=0)
+    node_labels: NodeLabels = Field(default={})
+    """Replicas run on the nodes with these Ray labels only; see `collect.node_labels`."""
+    max_batch_size: int = Field(default=32, ge=1)
+    """Requests generated together."""
+    batch_wait_s: float = Field(default=0.01, ge=0)
+    """How long an idle replica gathers requests before it starts to generate."""
+    num_threads: int = Field(default=1, ge=1)
+    """Torch threads per replica on CPU."""
+    max_queued_requests: int = Field(default=1024, ge=-1)
+    """Prompts that wait at a replica beside its batch before HTTP 429; -1: no limit."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Most new tokens of one answer; a request for more is HTTP 400. None: what fits."""
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
+    """A larger request is HTTP 413."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """For one answer, its wait in the queue included; then HTTP 504."""
+    drain_timeout_s: float = Field(default=600.0, gt=0)
+    """How long a replica that is to stop goes on with what it was asked before."""
+    api_key_env: str = ""
+    """Environment variable with the key that clients must send, or several keys with commas between
+    them (clients of step_ray send the first); empty: no key."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may call from a browser, `https://host`; `*`: all."""
+    agent: AgentConfig = AgentConfig()

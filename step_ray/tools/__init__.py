@@ -1,0 +1,1 @@
+"""What `step-ray show`, `replay` and `play` do with what a run has left."""
