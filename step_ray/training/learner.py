@@ -24,7 +24,7 @@ from step_ray.training.batching import Examples, MicroBatch, collate, padding_sh
 from step_ray.training.headloss import choose_head, trained_nll
 from step_ray.training.layout import choose_layout, trial_inputs
 from step_ray.training.loss import masked_loss
-from step_ray.training.trainee import build_model, make_optimizer, wrap
+from step_ray.training.trainee import make_optimizer, make_trainee
 
 
 class Learner:
@@ -37,9 +37,9 @@ class Learner:
         self.device = device
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        model = build_model(init, dtype, config, seed)
+        model, trained = make_trainee(init, dtype, config, seed, device)
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
-        self.model = wrap(model, config, device).train()
+        self.model = trained.train()
         self._choose(model)
         self.optimizer = make_optimizer(self.model, config)
 

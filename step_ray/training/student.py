@@ -178,6 +178,24 @@ def load_model(source: str, dtype: str) -> PreTrainedModel:
     return model
 
 
+def empty_model(source: str, dtype: str) -> PreTrainedModel:
+    """The same model on the meta device: it has the shapes of its weights, and no weights.
+
+    Types and ties are those that the config says; a checkpoint may have others.
+
+    Raises:
+        ConfigError: its config cannot be loaded.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                load_config(source), dtype=getattr(torch, dtype), trust_remote_code=False
+            )
+    except LOAD_FAULTS as exc:
+        raise ConfigError(_load_fault("config", source, exc)) from exc
+    return model
+
+
 def refuse_pickle(source: str) -> None:
     """Refuse a folder whose weights are pickles, which run code when they are read.
 

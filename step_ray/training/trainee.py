@@ -5,6 +5,7 @@ Takes a student and a `TrainConfig`, gives a module that trains on one device. I
 caller's.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,45 @@ from torch.nn.parallel import DistributedDataParallel
 
 from step_ray.config import TrainConfig
 from step_ray.errors import ConfigError
-from step_ray.training.student import load_model
+from step_ray.training.sharding import load_in_shards
+from step_ray.training.student import empty_model, load_model
 
 
-def build_model(init: str, dtype: str, config: TrainConfig, seed: int) -> Any:
+def make_trainee(
+    init: str, dtype: str, config: TrainConfig, seed: int, device: torch.device
+) -> tuple[Any, nn.Module]:
+    """The student of `init` on `device`, data-parallel as configured.
+
+    The process group, if there is one, was made by the caller; without one the model stays bare.
+    With DDP every rank reads the whole model. With FSDP2 rank 0 reads it and hands out the shares.
+
+    Returns:
+        The model, and what is called in training: the model itself, or the DDP around it.
+
+    Raises:
+        ConfigError: see `build_model`.
+    """
+    build = partial(build_model, init, dtype, config, seed)
+    if config.strategy == "fsdp2" and dist.is_initialized():
+        empty, split = partial(build, empty=True), partial(shard, config=config, device=device)
+        model = load_in_shards(build, empty, split, device)
+        return model, model
+    model = build().to(device)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return model, model
+    own = [device] if device.type == "cuda" else None
+    return model, DistributedDataParallel(
+        model, device_ids=own, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
+
+
+def build_model(
+    init: str, dtype: str, config: TrainConfig, seed: int, *, empty: bool = False
+) -> Any:
     """The student of `init` as it is trained, on CPU: with a LoRA if configured.
 
-    The seed makes the LoRA's random start the same on all ranks.
+    The seed makes the LoRA's random start the same on all ranks. An `empty` one is on the meta
+    device and has no weights.
 
     Raises:
         ConfigError: it cannot be loaded, has no module of a name in `lora_targets`, or not the
@@ -30,11 +63,12 @@ def build_model(init: str, dtype: str, config: TrainConfig, seed: int) -> Any:
     """
     # trained weights stay float32 when bfloat16 only computes: their updates are too small for it
     is_master = config.autocast == "bfloat16" and not config.lora_rank
-    model: Any = load_model(init, "float32" if is_master else dtype)
+    load = empty_model if empty else load_model
+    model: Any = load(init, "float32" if is_master else dtype)
     if config.attention != "auto":
         _set_attention(model, config.attention)
     if config.lora_rank:
-        model = _with_lora(model, config, seed)
+        model = _with_lora(model, config, seed, empty=empty)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
@@ -53,7 +87,7 @@ def _set_attention(model: Any, name: str) -> None:
         ) from exc
 
 
-def _with_lora(model: Any, config: TrainConfig, seed: int) -> Any:
+def _with_lora(model: Any, config: TrainConfig, seed: int, *, empty: bool) -> Any:
     """The model with a LoRA, whose weights are float32 whatever the base's are."""
     from peft import LoraConfig, get_peft_model
 
@@ -67,7 +101,7 @@ def _with_lora(model: Any, config: TrainConfig, seed: int) -> Any:
     )
     torch.manual_seed(seed)
     try:
-        return get_peft_model(model, lora)
+        return get_peft_model(model, lora, low_cpu_mem_usage=empty)
     except ValueError as exc:
         linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
         names = {name.rpartition(".")[2] for name in linear}
@@ -76,26 +110,14 @@ def _with_lora(model: Any, config: TrainConfig, seed: int) -> Any:
         ) from exc
 
 
-def wrap(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
-    """Move the model to `device` and make it data-parallel as configured.
-
-    The process group, if there is one, was made by the caller; without one the model stays bare.
-    """
-    if config.strategy == "ddp" or not dist.is_initialized():
-        model = model.to(device)
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return model
-        own = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(
-            model, device_ids=own, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+def shard(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    """Apply FSDP2 to a model, a group of weights per decoder block, over all ranks."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     half = torch.bfloat16 if config.autocast == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
     for block in _decoder_blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    return model
 
 
 def _decoder_blocks(model: Any) -> list[nn.Module]:

@@ -13,7 +13,7 @@ step_ray calls cluster collection evaluation serving stages storage tools traini
 step_ray data errors progress report.charts serving.kvcache storage.runinfo
     training.loss types
 serving.rowtext
-training.attention training.encoding training.headloss training.turnend
+training.attention training.encoding training.headloss training.sharding training.turnend
 report.collection
 envs.alfworld envs.alfworld.tables
 envs.scienceworld envs.scienceworld.tables envs.scienceworld.text evaluation.scores
@@ -110,14 +110,14 @@ collect render serve serving.agent_server serving.generation serving.generation_
 serving.kvcache train training.attention training.batch_view training.batching
 training.checkpoints training.encoding training.export training.faults training.flops
 training.headloss training.layout training.learner training.loop training.loss training.mask_view
-training.model_files training.speed training.state training.student training.trainee
-training.turnend training.validation
+training.model_files training.sharding training.speed training.state training.student
+training.trainee training.turnend training.validation
 """
 """The modules that load one of these at their top; all others are light for the command line."""
 
 RAYLESS = """
 render training.batching training.loss training.headloss training.attention training.layout
-training.trainee training.learner training.state training.export training.speed
+training.sharding training.trainee training.learner training.state training.export training.speed
 """
 """The training step from conversation to weights; it runs on a machine without Ray."""
 
