@@ -7,21 +7,21 @@ place (loop.py).
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import Environment, StrictUndefined
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from step_ray.storage.runinfo import run_info
 from step_ray.training.batching import Examples
 from step_ray.training.job import TrainJob, TrainResult
 from step_ray.training.learner import Learner
-from step_ray.training.student import load_tokenizer
+from step_ray.training.sharding import gather
+from step_ray.training.student import load_model, load_tokenizer
 from step_ray.training.trainee import build_model
 from step_ray.training.turnend import stop_ids
 
@@ -35,19 +35,14 @@ def export(
         TemplateError: the chat template ends no turn.
         ConfigError: the tokenizer cannot be loaded.
     """
-    whole = StateDictOptions(
-        full_state_dict=True,
-        cpu_offload=True,
-        ignore_frozen_params=job.config.export == "adapter",
-        strict=False,
-    )
-    state = get_model_state_dict(learner.model, options=whole)
-    if learner.rank:
+    model = None if learner.rank else _container(job)
+    gather(learner.model, model, trained_only=job.config.export == "adapter")
+    if model is None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     tokenizer = load_tokenizer(job.tokenizer_source)
-    model = _save_weights(state, folder, job)
+    model = _save_weights(model, folder, job)
     generation = generation_config(model.generation_config, tokenizer)
     generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -59,15 +54,18 @@ def export(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _save_weights(state: Mapping[str, Any], folder: Path, job: TrainJob) -> Any:
-    """Write weights and config; gives the model (of an adapter: its base)."""
+def _container(job: TrainJob) -> Any:
+    """The model as it was before the training, in the type in which it takes the weights."""
+    config = job.config
+    if not config.lora_rank:
+        return load_model(job.init, job.dtype)
     # A LoRA is added to its base in float32: in bfloat16 the sum would be rounded twice.
-    model = build_model(job.init, "float32" if job.config.lora_rank else job.dtype, job.config, 0)
-    is_adapter = job.config.export == "adapter"
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    lost = [name for name in missing if not is_adapter or "lora_" in name]
-    assert not unexpected and not lost, f"export: {[*unexpected, *lost][:3]}"
-    if is_adapter:
+    return build_model(job.init, "float32" if config.export == "merged" else job.dtype, config, 0)
+
+
+def _save_weights(model: Any, folder: Path, job: TrainJob) -> Any:
+    """Write weights and config; gives the model (of an adapter: its base)."""
+    if job.config.export == "adapter":
         # without the base's config.json: transformers would take the folder for a whole model
         model.save_pretrained(folder)
         return model.get_base_model()

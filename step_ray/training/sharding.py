@@ -1,4 +1,4 @@
-"""A model in parts: rank 0 reads the weights, and each rank keeps its own share of them.
+"""A model in parts: handed out by rank 0, which alone reads it, and gathered there again.
 
 Takes two builders of one model (whole, and empty on the meta device) and how it is sharded, gives
 it with its weights. Only rank 0 ever holds it whole, on CPU, and gives each weight away as it is
@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from step_ray.errors import StepRayError
 
@@ -116,3 +117,24 @@ def _give_away(
 def _put(model: nn.Module, name: str, value: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, value)
+
+
+@torch.no_grad()
+def gather(model: nn.Module, into: nn.Module | None, *, trained_only: bool = False) -> None:
+    """Copy the weights of a model on all ranks into a whole one on rank 0, one at a time.
+
+    They take the type that they have there. All ranks call it together.
+
+    Args:
+        model: the model in training; sharded, replicated or on one rank.
+        into: the same model on CPU, for rank 0; None on the others.
+        trained_only: leave out what is frozen.
+    """
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    targets = dict(into.named_parameters()) if into is not None else {}
+    for name, parameter in bare.named_parameters():
+        if trained_only and not parameter.requires_grad:
+            continue
+        full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if into is not None:
+            targets[name].copy_(full)
