@@ -339,6 +339,7 @@ def plan_lines(config: RunConfig) -> list[str]:
         f" {tasks.num_eval} evaluate ({tasks.eval_split}) x {len(config.evaluate.seeds)} seeds",
         f"train     {_workers(train)} worker(s), one {kind} each, {train.strategy},"
         f" {'LoRA rank ' + str(train.lora_rank) if train.lora_rank else 'all weights'}",
+        f"held out  {_held_out(config)}",
         f"serve     {serve.engine}, {serve.num_replicas} replica(s), each"
         f" {serve.gpus_per_replica:g} GPU and {serve.cpus_per_replica:g} CPU",
         f"rollouts  up to {collect.num_actors} actor(s) x {collect.episodes_per_actor} episodes"
@@ -351,6 +352,17 @@ def plan_lines(config: RunConfig) -> list[str]:
         f"folder    {config.run_dir}",
     ]
     return lines
+
+
+def _held_out(config: RunConfig) -> str:
+    """What is validated on, and when."""
+    dataset, every = config.dataset, config.train.validate_every
+    if not dataset.holds_out:
+        return "nothing, no validation (dataset.validation_share or validation_tasks)"
+    share = f"{dataset.validation_share:.3g} of the tasks"
+    many = share if dataset.validation_share else f"{dataset.validation_tasks} tasks"
+    often = f"every {every} steps and " if every else ""
+    return f"{many} of U1 and of U2, validated {often}at the end"
 
 
 def _workers(train: TrainConfig) -> str:

@@ -50,7 +50,8 @@ def load_in_shards(
 
 def _read(whole: Callable[[], Any], device: torch.device) -> tuple[Any, Weights]:
     """The model on rank 0, None on the others; and what all have to know of it."""
-    source, told = None, [None]
+    source = None
+    told: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
             source = whole()
@@ -59,10 +60,9 @@ def _read(whole: Callable[[], Any], device: torch.device) -> tuple[Any, Weights]
             told = [exc]
     # the others wait here for as long as reading takes
     dist.broadcast_object_list(told, src=0, device=device)
-    answer: Any = told[0]
-    if isinstance(answer, StepRayError):
-        raise answer
-    return source, answer
+    if isinstance(told[0], StepRayError):
+        raise told[0]
+    return source, told[0]
 
 
 def _weights_of(model: nn.Module) -> Weights:

@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench_loading_") as name:
         folder = Path(name)
         weights = prepare(folder, args)
-        print(f"{weights:.0f} MiB of {args.dtype} weights, {args.ranks} ranks, LoRA {args.lora_rank}")
+        print(f"{weights:.0f} MiB of {args.dtype} weights, {args.ranks} ranks")
         digests = set()
         for way in WAYS:
             mp.start_processes(
@@ -100,18 +100,18 @@ def measure(rank: int, way: str, args: argparse.Namespace, folder: Path) -> None
         learner_module.make_trainee = read_by_each
     found: dict = {}
     job = job_of(folder, args, config)
-    with peak_of(found, "load"):
+    with Peak(found, "load"):
         init, seed = job.init, job.seed
         learner = Learner(init=init, dtype=args.dtype, config=config, seed=seed, device=CPU)
     found["digest"] = digest(learner)
     examples = load_examples(job.examples_dir)
-    with peak_of(found, "step"):
+    with Peak(found, "step"):
         learner.train_batch(examples, [0], number=0, lr=1e-4)
-    with peak_of(found, "checkpoint"):
+    with Peak(found, "checkpoint"):
         train_state.save(learner, str(folder / f"{way}-checkpoint"), 1)
-    with peak_of(found, "restore"):
+    with Peak(found, "restore"):
         train_state.restore(learner, str(folder / f"{way}-checkpoint"))
-    with peak_of(found, "export"):
+    with Peak(found, "export"):
         export(learner, folder / "out", job, examples, RESULT)
         dist.barrier()
     torch.save(found, folder / f"{way}-{rank}.pt")
@@ -145,7 +145,7 @@ def digest(learner: Learner) -> str:
     return state.hexdigest()
 
 
-class peak_of:  # noqa: N801 - reads as a function
+class Peak:
     """Notes seconds, and memory at the most and at the end above the start, of a block."""
 
     def __init__(self, found: dict, name: str) -> None:

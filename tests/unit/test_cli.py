@@ -372,9 +372,21 @@ def test_a_dry_run_shows_plan_and_faults_and_writes_nothing(step_ray, config, tm
     assert list(Path.cwd().iterdir()) == []
     assert "stage     evaluate:step_no_mask\nstage     report\n" in out
     assert "tasks     300 expert (U1), 300 collect (U2), 100 evaluate (valid_unseen) x 1" in out
+    assert "held out  nothing, no validation (dataset.validation_share or" in out
     assert "MISSING   student.init: './nowhere' holds no config.json; give a model folder" in out
     assert "MISSING   env.data_dir: 'games' holds no json_2.1.1;" in out
     assert "ready     environment alfworld\n" in out
+
+
+@pytest.mark.parametrize("name", ["alfworld", "scienceworld", "webshop"])
+def test_the_llama_configs_hold_tasks_out_and_validate_on_the_way(step_ray, monkeypatch, name):
+    for variable in ("ALFWORLD_DATA", "WEBSHOP_DATA"):
+        monkeypatch.setenv(variable, "nowhere")
+    path = ROOT / "jobs" / "configs" / f"{name}_llama2_7b.yaml"
+    code, out, _ = step_ray("run", path, "--dry-run")
+    assert code == 0
+    line = "held out  0.02 of the tasks of U1 and of U2, validated every 50 steps and at the end\n"
+    assert line in out
 
 
 def test_the_printed_plan_is_the_resolved_config(step_ray, config):
