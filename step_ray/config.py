@@ -61,7 +61,7 @@ class StudentConfig(Section):
     system: Literal["role", "fold"] = "role"
     """Where the instruction stands: in a message of its own, or before the first observation, for
     templates that refuse the role (Gemma) or move its text to the last question (Mistral v3)."""
-    max_length: int = Field(default=4096, ge=64)
+    max_length: int = Field(default=2048, ge=64)
     """Context in tokens; longer examples are dropped and counted, longer prompts end an episode."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights while training and serving."""

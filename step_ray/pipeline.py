@@ -77,7 +77,9 @@ def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) ->
     student = config.student
     chat = ChatSettings.of(student)
     if plays:
-        checks[f"student {student.init}"] = lambda: check_student(student.init, chat)
+        checks[f"student {student.init}"] = lambda: check_student(
+            student.init, chat, student.max_length
+        )
     return [_check(what, function) for what, function in checks.items()]
 
 

@@ -30,7 +30,7 @@ from step_ray.training.config import TRAIN_SPEED_ONLY
 from step_ray.training.faults import StopAtOwnErrors, own_error
 from step_ray.training.job import METRICS_FILE, RESULT_FILE, STARTS_FILE, TrainJob, TrainResult
 from step_ray.training.loop import train_loop_per_worker
-from step_ray.training.model_files import fingerprint, load_config
+from step_ray.training.model_files import fingerprint, load_config, positions_of
 from step_ray.training.student import check_model, load_tokenizer, resolve_init
 from step_ray.training.tracking import check_installed
 
@@ -154,23 +154,30 @@ def _digest(folder: Path, init: str) -> str:
     """Digest of a folder of examples that the model can read.
 
     Raises:
-        DataError: it is empty, has nothing to train, or a token that the model does not know.
+        DataError: it is empty, has nothing to train, a token that the model does not know, or
+            more tokens in a row than the model reads.
     """
     examples = load_examples(folder)
-    _check_vocabulary(examples, folder, init)
+    _check_fits(examples, folder, init)
     digest = hashlib.sha256()
     for tensor in (examples.lengths, examples.input_ids, examples.loss_mask):
         digest.update(tensor.numpy().data)
     return digest.hexdigest()
 
 
-def _check_vocabulary(examples: Examples, folder: Path, init: str) -> None:
+def _check_fits(examples: Examples, folder: Path, init: str) -> None:
     largest = int(examples.input_ids.max())
     size = load_config(init).get_text_config().vocab_size
     if largest >= size:
         raise DataError(
             f"examples: {str(folder)!r} has token id {largest}, but {init!r} has {size} tokens;"
             " build the dataset with the tokenizer of this model"
+        )
+    longest, most = int(examples.lengths.max()), positions_of(init)
+    if most is not None and longest > most:
+        raise DataError(
+            f"examples: {str(folder)!r} has one of {longest} tokens, but {init!r} reads {most}"
+            " (max_position_embeddings); lower student.max_length and build the dataset again"
         )
 
 

@@ -33,6 +33,18 @@ def load_config(source: str) -> Any:
     return AutoConfig.from_pretrained(source)
 
 
+def positions_of(source: str) -> int | None:
+    """Tokens that a model was made to read at once; None where its config names no end."""
+    config = load_config(source).get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    if most is None:
+        return None
+    # a stretched RoPE (YaRN, linear) reaches further than the positions it was trained with
+    rope = getattr(config, "rope_parameters", None) or {}
+    stretched = (rope.get("factor") or 1) * (rope.get("original_max_position_embeddings") or most)
+    return max(int(most), int(stretched))
+
+
 def merged_adapter(source: str, dtype: torch.dtype) -> PreTrainedModel:
     """The base of an adapter with the adapter merged into it."""
     from peft import AutoPeftModelForCausalLM

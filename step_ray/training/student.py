@@ -34,6 +34,7 @@ from step_ray.training.model_files import (
     is_adapter,
     load_config,
     merged_adapter,
+    positions_of,
 )
 from step_ray.training.turnend import stop_ids
 
@@ -211,11 +212,11 @@ def refuse_pickle(source: str) -> None:
         )
 
 
-def check_student(init: str, chat: ChatSettings) -> None:
+def check_student(init: str, chat: ChatSettings, max_length: int) -> None:
     """Look at all of a student that can be seen without its weights, before any work.
 
     Raises:
-        ConfigError: see `load_tokenizer` and `check_model`.
+        ConfigError: see `load_tokenizer` and `check_model`; or a `max_length` beyond the model.
         TemplateError: its conversations cannot be masked, see `render.check_chat`.
     """
     if init == "scratch":
@@ -224,6 +225,12 @@ def check_student(init: str, chat: ChatSettings) -> None:
     _causal_config(source)  # first: a tokenizer's loader reads it too, and would be blamed
     tokenizer = load_tokenizer(source, chat)
     check_model(source, tokenizer)
+    most = positions_of(source)
+    if most is not None and max_length > most:
+        raise ConfigError(
+            f"student.max_length: {max_length} is more than the {most} positions of {source!r}"
+            " (max_position_embeddings); lower it"
+        )
     check_chat(tokenizer)
 
 

@@ -42,7 +42,7 @@ def edit(file, **changes):
 
 def refusal(folder, chat=OWN, error=ConfigError):
     with pytest.raises(StepRayError) as caught:
-        check_student(str(folder), chat)
+        check_student(str(folder), chat, 64)
     assert type(caught.value) is error and caught.value.exit_code == 2
     line = str(caught.value)
     assert "\n" not in line
@@ -50,7 +50,7 @@ def refusal(folder, chat=OWN, error=ConfigError):
 
 
 def test_a_whole_folder_is_taken(folder):
-    check_student(str(folder), OWN)
+    check_student(str(folder), OWN, 64)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_an_embedding_larger_than_the_tokenizer_is_usual(whole, tmp_path):
     model = new_model(tokenizer, SHAPE, max_length=64, seed=0)
     model.resize_token_embeddings(512)
     save_student(tmp_path, model, tokenizer)
-    check_student(str(tmp_path), OWN)
+    check_student(str(tmp_path), OWN, 64)
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused_with_the_knob(folder):
@@ -112,7 +112,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused_with_the_knob(folder):
 def test_a_file_gives_a_base_model_its_chat_template(folder, tmp_path):
     (folder / "chat_template.jinja").unlink()
     (tmp_path / "mine.jinja").write_text(CHAT_TEMPLATE)
-    check_student(str(folder), ChatSettings(chat_template=str(tmp_path / "mine.jinja")))
+    check_student(str(folder), ChatSettings(chat_template=str(tmp_path / "mine.jinja")), 64)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,14 @@ def test_a_chat_template_whose_end_is_no_token_of_the_tokenizer(folder):
 def test_a_chat_template_that_is_no_jinja(folder):
     (folder / "chat_template.jinja").write_text("{% for m in")
     assert "TemplateSyntaxError" in refusal(folder, error=TemplateError)
+
+
+def test_a_context_longer_than_the_model_is_refused_with_both_lengths(folder):
+    edit(folder / "config.json", max_position_embeddings=63)
+    assert "student.max_length: 64 is more than the 63 positions of" in refusal(folder)
+
+
+def test_a_stretched_rope_reaches_as_far_as_it_says(folder):
+    rope = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
+    edit(folder / "config.json", max_position_embeddings=32, rope_parameters=rope)
+    check_student(str(folder), OWN, 64)

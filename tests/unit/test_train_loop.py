@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from transformers import AutoConfig
 
 from step_ray.config import ScratchConfig, TrainConfig
 from step_ray.errors import ConfigError, DataError, RunStateError, StepRayError
@@ -109,6 +110,14 @@ def test_tokens_of_another_vocabulary_are_refused_before_any_work(job, tmp_path)
     with pytest.raises(DataError, match=r"has token id 272, but .* has 272 tokens; build"):
         start(job, examples_dir=folder)
     assert not (job.work_dir / "train.json").exists()
+
+
+def test_an_example_longer_than_the_model_reads_is_refused_before_any_work(job, tmp_path):
+    most = AutoConfig.from_pretrained(job.init).max_position_embeddings
+    mask = [[False] + [True] * most]
+    folder = write(tmp_path / "long", [[7] * (most + 1)], {"loss_mask": mask})
+    with pytest.raises(DataError, match=rf"has one of {most + 1} tokens, but .* reads {most} "):
+        start(job, examples_dir=folder)
 
 
 def test_examples_of_which_nothing_is_trained_are_refused_before_any_work(job, tmp_path):
