@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -165,17 +166,28 @@ def load_model(source: str, dtype: str) -> PreTrainedModel:
     Only safetensors are read, and no code that comes with the model is run.
 
     Raises:
-        ConfigError: it cannot be loaded.
+        ConfigError: it cannot be loaded, or a weight is missing.
     """
     refuse_pickle(source)
     try:
         if is_adapter(source):
             return merged_adapter(source, getattr(torch, dtype))
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        loaded: tuple[PreTrainedModel, Any] = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except LOAD_FAULTS as exc:
         raise ConfigError(_load_fault("model", source, exc)) from exc
+    model, report = loaded
+    lost = sorted(report["missing_keys"])
+    if lost:  # transformers would go on with random weights in their place
+        raise ConfigError(
+            f"student.init: the weights of {source!r} lack {lost[0]!r}"
+            f" ({len(lost)} missing); give a complete causal language model"
+        )
     return model
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from step_ray.config import ScratchConfig
 from step_ray.errors import ConfigError, StepRayError, TemplateError
@@ -85,6 +86,14 @@ def test_a_shard_that_the_index_names_must_be_there(folder):
     shards = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
     assert "model-2.safetensors" in refusal(folder)
+
+
+def test_a_weight_that_is_not_in_the_file_is_not_made_up(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lack 'model.norm.weight' \(1 missing\); give a comp"):
+        load_model(str(folder), "float32")
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused_with_both_sizes(folder):
