@@ -157,8 +157,15 @@ class Learner:
             dist.all_reduce(loss)
         value = loss.item()
         if not math.isfinite(value):
-            raise StepRayError(f"train: loss is {value} at step {number + 1}; lower learning_rate")
+            way_out = self._way_out(number)
+            raise StepRayError(f"train: loss is {value} at step {number + 1}; {way_out}")
         return value, self._update(lr, number)
+
+    def _way_out(self, number: int) -> str:
+        """What to do about a loss that is not finite; the first is computed before any update."""
+        if number:
+            return "lower learning_rate"
+        return f"look at the weights of {self.init!r}, or take another student.dtype"
 
     def _backward(self, batch: MicroBatch, num_trained: int) -> Tensor:
         loss = self._loss(batch, num_trained)

@@ -1,17 +1,20 @@
-"""Memory of each rank of an FSDP2 training: loading, a checkpoint, the export.
+"""Memory of each rank of an FSDP2 training: loading, a step, a checkpoint, the export.
 
-A Llama with random weights is read by all ranks, each in a process of its own: once by every rank
-whole, which FSDP2 then cuts (`each`), and once as step_ray does, where rank 0 reads and hands out
-shares (`shares`). Figures are the most anonymous and file memory of a process (VmHWM) above what it
-had before, in MiB and as multiples of the weights. Both ways must hold the same weights.
+A Llama with random weights lies in a folder in bfloat16 and is trained in float32, as large models
+are (`train.autocast: bfloat16`). Each rank is a process of its own. Once every rank reads the whole
+model, which FSDP2 then cuts (`each`), and once rank 0 reads it and hands out shares, as step_ray
+does (`shares`). Figures are the most resident memory of a process above what it had before, in MiB
+and as multiples of the float32 weights. Both ways must hold the same weights.
 
 Run: `python tests/bench/bench_loading.py [--ranks 2] [--layers 20] [--lora-rank 16]`
 """
 
 import argparse
 import hashlib
+import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +32,7 @@ from step_ray.training.export import export
 from step_ray.training.job import TrainJob, TrainResult
 from step_ray.training.learner import Learner
 from step_ray.training.student import train_tokenizer
-from step_ray.training.trainee import build_model, shard
+from step_ray.training.trainee import build_model, make_trainee, shard
 
 CPU = torch.device("cpu")
 WAYS = ("each", "shares")
@@ -40,10 +43,12 @@ RESULT = TrainResult(
 
 def main() -> None:
     args = parse()
+    # freed memory goes back to the system at once, else the figures are those of malloc
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
     with tempfile.TemporaryDirectory(prefix="bench_loading_") as name:
         folder = Path(name)
         weights = prepare(folder, args)
-        print(f"{weights:.0f} MiB of {args.dtype} weights, {args.ranks} ranks")
+        print(f"{weights:.0f} MiB of float32 weights, {args.ranks} ranks")
         digests = set()
         for way in WAYS:
             mp.start_processes(
@@ -63,7 +68,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--vocab", type=int, default=32_000)
-    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--lora-rank", type=int, default=0)
     return parser.parse_args()
 
@@ -78,31 +82,29 @@ def prepare(folder: Path, args: argparse.Namespace) -> float:
         num_key_value_heads=args.hidden // 64,
         vocab_size=args.vocab,
         tie_word_embeddings=False,
-        dtype=args.dtype,
+        dtype="bfloat16",
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(getattr(torch, args.dtype))
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
     # several files, as large models have
     model.save_pretrained(folder / "model", max_shard_size="200MB")
     train_tokenizer(["go to shelf 1"], 300).save_pretrained(folder / "model")
     mask = (False, True, True, True)
     row = Example(trajectory_id="t", source="expert", input_ids=(5, 6, 7, 8), loss_mask=mask)
     write_examples(folder / "examples", [row])
-    return sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
+    return sum(p.numel() for p in model.parameters()) * 4 / 2**20
 
 
 def measure(rank: int, way: str, args: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(1)
     address = f"file://{folder}/{way}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=args.ranks)
-    config = TrainConfig(strategy="fsdp2", lora_rank=args.lora_rank, max_grad_norm=1e9)
-    if way == "each":
-        learner_module.make_trainee = read_by_each
+    config = TrainConfig(strategy="fsdp2", autocast="bfloat16", lora_rank=args.lora_rank)
     found: dict = {}
-    job = job_of(folder, args, config)
-    with Peak(found, "load"):
-        init, seed = job.init, job.seed
-        learner = Learner(init=init, dtype=args.dtype, config=config, seed=seed, device=CPU)
+    read = make_trainee if way == "shares" else read_by_each
+    learner_module.make_trainee = partial(measured, read, found)
+    job = job_of(folder, config)
+    learner = Learner(init=job.init, dtype=job.dtype, config=config, seed=job.seed, device=CPU)
     found["digest"] = digest(learner)
     examples = load_examples(job.examples_dir)
     with Peak(found, "step"):
@@ -118,12 +120,18 @@ def measure(rank: int, way: str, args: argparse.Namespace, folder: Path) -> None
     dist.destroy_process_group()
 
 
-def job_of(folder: Path, args: argparse.Namespace, config: TrainConfig) -> TrainJob:
+def measured(read, found: dict, *args):
+    """Only reading, without the trial passes that follow."""
+    with Peak(found, "load"):
+        return read(*args)
+
+
+def job_of(folder: Path, config: TrainConfig) -> TrainJob:
     return TrainJob(
         config=config,
         examples_dir=folder / "examples",
         init=str(folder / "model"),
-        dtype=args.dtype,
+        dtype="bfloat16",
         output_dir=folder / "out",
         work_dir=folder,
         seed=0,

@@ -117,6 +117,16 @@ def test_compiled_layers_train_the_same_and_keep_their_names(folder):
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
 
 
+def test_a_first_loss_that_is_not_finite_is_blamed_on_the_model_not_on_the_rate(folder):
+    one = learner(folder)
+    with torch.no_grad():
+        one.model.model.norm.weight.fill_(float("inf"))
+    with pytest.raises(
+        StepRayError, match=r"^train: loss is \w+ at step 1; look at the weights of"
+    ):
+        train(one, folder)
+
+
 def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were(folder):
     one = learner(folder)
     before = {name: p.clone() for name, p in one.model.named_parameters()}
