@@ -1,16 +1,21 @@
 """What lies in a model folder: a whole model or a LoRA adapter, and which one.
 
-Takes a folder or hub id, gives its config, the model of an adapter, or a fingerprint. Which folder
-a student comes from, and its tokenizer, is student.py's.
+Takes a folder or hub id, gives its config, the model of an adapter, or a fingerprint, and refuses
+weights that are pickled, cut off or incomplete. Which folder a student comes from, and its
+tokenizer, is student.py's.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+
+from step_ray.errors import ConfigError, boundary
 
 ADAPTER_FILE = "adapter_config.json"
 WEIGHTS_FILE = {False: "model.safetensors", True: "adapter_model.safetensors"}
@@ -74,3 +79,61 @@ def fingerprint(source: str) -> str:
                 stream.seek(size * part // NUM_SAMPLES)
                 digest.update(stream.read(SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def refuse_pickle(source: str) -> None:
+    """Refuse a folder whose weights are pickles, which run code when they are read.
+
+    Raises:
+        ConfigError: it holds `*.bin`, `*.pt` or `*.pth` and no safetensors.
+    """
+    folder = Path(source)
+    pickles = sorted(p.name for kind in ("bin", "pt", "pth") for p in folder.glob(f"*.{kind}"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"student.init: {source!r} holds pickled weights ({pickles[0]}), which can run code;"
+            " convert them to safetensors (save_pretrained writes these)"
+        )
+
+
+def check_headers(folder: Path) -> None:
+    """Read the headers of the weights, which give away a file that was cut off.
+
+    Raises:
+        ConfigError: a file is missing or cannot be read.
+    """
+    index = folder / "model.safetensors.index.json"
+    refuse_pickle(str(folder))
+    with boundary(ConfigError, f"student.init: the weights in {str(folder)!r} cannot be read"):
+        names = {WEIGHTS_FILE[is_adapter(str(folder))]}
+        if index.is_file():
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for name in sorted(names):
+            with safe_open(folder / name, "pt"):
+                pass
+
+
+def check_whole(source: str, report: Mapping[str, Any]) -> None:
+    """Refuse a model to which transformers gave random weights in the place of some.
+
+    Args:
+        source: a folder or hub id.
+        report: what `from_pretrained(output_loading_info=True)` says of it.
+
+    Raises:
+        ConfigError: a weight is missing, or has another shape than its config says.
+    """
+    other = sorted(report["mismatched_keys"])
+    if other:
+        name, found, wanted = other[0]
+        raise ConfigError(
+            f"student.init: the model of {source!r} has {name!r} of shape {tuple(found)}, but its"
+            f" config wants {tuple(wanted)} ({len(other)} differ); give weights and config of one"
+            " model"
+        )
+    lost = sorted(report["missing_keys"])
+    if lost:
+        raise ConfigError(
+            f"student.init: the model of {source!r} lacks {lost[0]!r} ({len(lost)} missing); give a"
+            " complete causal language model"
+        )

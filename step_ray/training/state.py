@@ -39,7 +39,7 @@ def restore(learner: Learner, folder: str) -> int:
     # the first is a BaseException that holds those of the ranks
     except (CheckpointException, OSError, ValueError, RuntimeError) as exc:
         raise RunStateError(
-            f"checkpoint: {folder!r} does not fit this model and training ({_cause(exc)}); delete"
+            f"checkpoint: {folder!r} is damaged or of another training ({_cause(exc)}); delete"
             " the folder of the training, or take its model and settings"
         ) from exc
     set_state_dict(
@@ -53,10 +53,12 @@ def restore(learner: Learner, folder: str) -> int:
 
 
 def _cause(exc: BaseException) -> str:
-    """The first line of what went wrong, on the first rank where it did."""
+    """The first sentence of what went wrong, on the first rank where it did."""
     if isinstance(exc, CheckpointException):
         exc = next(failure for failure, _ in exc.failures.values())
-    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+    line = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+    # torch goes on with advice that is not for whoever has a damaged file
+    return line.partition(". ")[0][:200]
 
 
 def _state(learner: Learner) -> dict[str, Any]:

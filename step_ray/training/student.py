@@ -4,14 +4,13 @@ Takes `student.init` (a folder, a hub id, `builtin:<name>` or `scratch`), gives 
 and tokenizer. It neither trains the model nor renders a conversation.
 """
 
-import json
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -26,16 +25,18 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from step_ray.config import ScratchConfig
-from step_ray.errors import ConfigError, boundary
+from step_ray.errors import ConfigError
 from step_ray.render import check_chat
 from step_ray.training.chat_template import ChatSettings, effective_template
 from step_ray.training.model_files import (
     ADAPTER_FILE,
-    WEIGHTS_FILE,
+    check_headers,
+    check_whole,
     is_adapter,
     load_config,
     merged_adapter,
     positions_of,
+    refuse_pickle,
 )
 from step_ray.training.turnend import stop_ids
 
@@ -166,7 +167,7 @@ def load_model(source: str, dtype: str) -> PreTrainedModel:
     Only safetensors are read, and no code that comes with the model is run.
 
     Raises:
-        ConfigError: it cannot be loaded, or a weight is missing.
+        ConfigError: it cannot be loaded, or a weight is missing or has another shape.
     """
     refuse_pickle(source)
     try:
@@ -177,17 +178,13 @@ def load_model(source: str, dtype: str) -> PreTrainedModel:
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # it would name no weight; `check_whole` does
             output_loading_info=True,
         )
     except LOAD_FAULTS as exc:
         raise ConfigError(_load_fault("model", source, exc)) from exc
     model, report = loaded
-    lost = sorted(report["missing_keys"])
-    if lost:  # transformers would go on with random weights in their place
-        raise ConfigError(
-            f"student.init: the weights of {source!r} lack {lost[0]!r}"
-            f" ({len(lost)} missing); give a complete causal language model"
-        )
+    check_whole(source, report)
     return model
 
 
@@ -207,21 +204,6 @@ def empty_model(source: str, dtype: str) -> PreTrainedModel:
     except LOAD_FAULTS as exc:
         raise ConfigError(_load_fault("config", source, exc)) from exc
     return model
-
-
-def refuse_pickle(source: str) -> None:
-    """Refuse a folder whose weights are pickles, which run code when they are read.
-
-    Raises:
-        ConfigError: it holds `*.bin`, `*.pt` or `*.pth` and no safetensors.
-    """
-    folder = Path(source)
-    pickles = sorted(p.name for kind in ("bin", "pt", "pth") for p in folder.glob(f"*.{kind}"))
-    if pickles and not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"student.init: {source!r} holds pickled weights ({pickles[0]}), which can run code;"
-            " convert them to safetensors (save_pretrained writes these)"
-        )
 
 
 def check_student(init: str, chat: ChatSettings, max_length: int) -> None:
@@ -258,7 +240,7 @@ def check_model(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     config = _causal_config(source)
     if Path(source).is_dir():
-        _check_weights(Path(source))
+        check_headers(Path(source))
     last, size = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
     if last >= size:
         raise ConfigError(
@@ -278,19 +260,6 @@ def _causal_config(source: str) -> PretrainedConfig:
             f"student.init: {source!r} is a {config.model_type!r}, no causal language model"
         )
     return config
-
-
-def _check_weights(folder: Path) -> None:
-    """Read the headers of the weights, which give away a file that was cut off."""
-    index = folder / "model.safetensors.index.json"
-    refuse_pickle(str(folder))
-    with boundary(ConfigError, f"student.init: the weights in {str(folder)!r} cannot be read"):
-        names = {WEIGHTS_FILE[is_adapter(str(folder))]}
-        if index.is_file():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        for name in sorted(names):
-            with safe_open(folder / name, "pt"):
-                pass
 
 
 def save_student(

@@ -92,7 +92,16 @@ def test_a_weight_that_is_not_in_the_file_is_not_made_up(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"lack 'model.norm.weight' \(1 missing\); give a comp"):
+    with pytest.raises(ConfigError, match=r"lacks 'model.norm.weight' \(1 missing\); give a comp"):
+        load_model(str(folder), "float32")
+
+
+def test_a_weight_of_another_shape_is_named_with_both_shapes(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"][:9].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    shapes = r"'model.norm.weight' of shape \(9,\), but its config wants \(16,\) \(1 differ\)"
+    with pytest.raises(ConfigError, match=shapes):
         load_model(str(folder), "float32")
 
 

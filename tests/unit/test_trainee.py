@@ -141,6 +141,17 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were(folder):
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(group, folder, tmp_path):
     train_state.save(learner(folder), str(tmp_path), 3)
     assert train_state.restore(learner(folder), str(tmp_path)) == 3
-    with pytest.raises(RunStateError, match=r"^checkpoint: .* does not fit this model") as caught:
+    with pytest.raises(RunStateError, match="is damaged or of another training") as caught:
         train_state.restore(learner(folder, lora_rank=4), str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+@pytest.mark.parametrize("left", [0.5, 0.0])
+def test_a_damaged_checkpoint_is_refused_in_one_short_line(group, folder, tmp_path, name, left):
+    train_state.save(learner(folder), str(tmp_path), 3)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(left * len(whole))])
+    with pytest.raises(RunStateError, match=r"^checkpoint: .*; delete the folder of") as caught:
+        train_state.restore(learner(folder), str(tmp_path))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
