@@ -45,6 +45,8 @@ class TrainConfig(Section):
     node_labels: NodeLabels = Field(default={})
     """Workers run on the nodes with these Ray labels only; see `collect.node_labels`."""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """`ddp`: each worker reads and holds the whole model. `fsdp2`: each holds a share of weights,
+    gradients and optimizer; the first alone reads the model, in CPU memory for all of it."""
     epochs: int = Field(default=3, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
