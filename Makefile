@@ -37,8 +37,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/step-ray run jobs/configs/demo.yaml
 
+# What needs no cluster runs on all cores; the tests on Ray share one cluster, so they run in a row.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --ignore tests/ray
+	$(BIN)/python -m pytest -m "not slow and not gpu" tests/ray
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

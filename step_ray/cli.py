@@ -77,9 +77,12 @@ def _print_plan(config: RunConfig) -> None:
     out.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
     for line in plan_lines(config):
         out.print(line, soft_wrap=True, markup=False)
-    for check in preflight(config, [stage.name for stage in build_stages(config)]):
+    checks = preflight(config, [stage.name for stage in build_stages(config)])
+    for check in checks:
         state = "ready" if check.fault is None else "MISSING"
         out.print(f"{state:<9} {check.fault or check.what}", soft_wrap=True, markup=False)
+    if missing := sum(check.fault is not None for check in checks):
+        raise ConfigError(f"--dry-run: {missing} of {len(checks)} checks failed, see MISSING above")
 
 
 @app.command()

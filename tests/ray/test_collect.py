@@ -129,6 +129,7 @@ def test_an_error_is_a_row_and_is_played_again_on_request(tasks, tmp_path):
     assert [t.trajectory_id for t in read_trajectories(out)] == ids(mixed)
 
 
+@pytest.mark.slow
 def test_too_many_errors_of_the_whole_list_fail_and_only_they_are_played_again(tasks, tmp_path):
     out, game = tmp_path / "out", tmp_path / "game.tw-pddl"
     run_episodes(tasks[:3], PLAN, out)
@@ -165,6 +166,7 @@ def test_a_stage_in_which_every_episode_fails_is_an_error_that_quotes_the_first(
     assert on_disk(tmp_path) == Counter(ids(tasks[:2], source=Source.STUDENT))
 
 
+@pytest.mark.slow
 def test_a_stage_that_goes_wrong_stops_early_and_keeps_what_has_ended(tasks, tmp_path):
     many = [replace(task, task_id=f"{task.task_id}-{i}") for task in tasks for i in range(20)]
     nobody = Address(base_url="http://127.0.0.1:9/v1", model="m")

@@ -42,6 +42,7 @@ def machines():
     return [p for p in workers if p.name() == "java"]
 
 
+@pytest.mark.slow
 def test_a_killed_machine_is_replaced_and_only_its_episodes_are_played_again(task, tmp_path):
     killed = []
 

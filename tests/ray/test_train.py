@@ -148,6 +148,7 @@ def test_metrics_tell_speed_and_memory_and_go_to_tensorboard_too(uninterrupted):
     assert curve == pytest.approx({line["step"]: line["loss"] for line in lines})
 
 
+@pytest.mark.slow
 def test_two_ddp_workers_train_the_same_weights_as_one(tmp_path, inputs, uninterrupted):
     config = CONFIG.model_copy(update={"num_workers": 2, "micro_batch_tokens": 64})
     seen = []
@@ -160,6 +161,7 @@ def test_two_ddp_workers_train_the_same_weights_as_one(tmp_path, inputs, uninter
     assert seen[-1] == result.num_steps
 
 
+@pytest.mark.slow
 def test_an_elastic_training_starts_with_the_workers_that_fit_and_keeps_its_batches(
     tmp_path, inputs, uninterrupted
 ):
@@ -169,6 +171,7 @@ def test_an_elastic_training_starts_with_the_workers_that_fit_and_keeps_its_batc
     assert losses(tmp_path) == pytest.approx(losses(uninterrupted), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_exported(tmp_path, inputs):
     # held out: after words that are trained come words that never are, so training makes it worse
     columns = pq.read_table(held_out(inputs) / "part-0.parquet").to_pydict()
@@ -297,6 +300,7 @@ def test_a_lora_learns_resumes_and_is_merged_at_export(tmp_path, inputs, strateg
     assert start_steps(tmp_path)[1] >= 20
 
 
+@pytest.mark.slow
 def test_an_error_of_ours_in_a_worker_is_raised_as_it_is_and_not_repeated(tmp_path, inputs):
     config = CONFIG.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 1e30})
     with pytest.raises(StepRayError, match=r"^train: .* is nan at step \d+; lower learning_rate"):

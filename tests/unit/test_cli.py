@@ -368,7 +368,8 @@ def test_an_empty_dataset_is_refused(config, golden, tmp_path):
 def test_a_dry_run_shows_plan_and_faults_and_writes_nothing(step_ray, config, tmp_path):
     path = config(student={"init": "./nowhere"}, env={"source": "official", "data_dir": "games"})
     code, out, lines = step_ray("run", path, "--dry-run")
-    assert (code, lines) == (0, [])
+    assert code == 2
+    assert lines == ["step-ray: --dry-run: 2 of 5 checks failed, see MISSING above"]
     assert list(Path.cwd().iterdir()) == []
     assert "stage     evaluate:step_no_mask\nstage     report\n" in out
     assert "tasks     300 expert (U1), 300 collect (U2), 100 evaluate (valid_unseen) x 1" in out
