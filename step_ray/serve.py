@@ -39,8 +39,9 @@ SESSION_ROUTING = {
     "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 }
 REPLICA_KEYS = set(ServeConfig.model_fields) - {
-    *("engine", "host", "port", "num_replicas", "cpus_per_replica", "gpus_per_replica"),
-    *("node_labels", "api_key_env", "max_queued_requests", "drain_timeout_s"),
+    *("engine", "host", "port", "num_replicas", "autoscaling", "max_surge_percent"),
+    *("cpus_per_replica", "gpus_per_replica", "node_labels", "api_key_env"),
+    *("max_queued_requests", "drain_timeout_s"),
 }
 """Settings that a replica must be started anew for."""
 
@@ -113,7 +114,7 @@ def _build(args: ServeArgs, job_id: str) -> serve.Application:
 def _options(args: ServeArgs) -> dict[str, Any]:
     """Options of the deployment."""
     return {
-        "num_replicas": args.num_replicas,
+        **_replicas(args),
         "ray_actor_options": {
             "num_cpus": args.cpus_per_replica,
             "num_gpus": args.gpus_per_replica,
@@ -128,6 +129,16 @@ def _options(args: ServeArgs) -> dict[str, Any]:
         # too: a proxy keeps the router that it started with when replicas are added.
         "request_router_config": RequestRouterConfig.model_validate(SESSION_ROUTING),
     }
+
+
+def _replicas(args: ServeArgs) -> dict[str, Any]:
+    """How many replicas there are, always and while some are replaced."""
+    surge = {"max_surge_percent": args.max_surge_percent}
+    if args.autoscaling is None:
+        return {"num_replicas": args.num_replicas, **surge}
+    scaling = args.autoscaling.model_dump()
+    scaling["target_ongoing_requests"] = scaling["target_ongoing_requests"] or args.max_batch_size
+    return {"autoscaling_config": scaling, **surge}
 
 
 def _build_vllm(args: ServeArgs) -> serve.Application:
@@ -160,7 +171,7 @@ def _build_vllm(args: ServeArgs) -> serve.Application:
         if args.gpus_per_replica
         else {"bundles": [{"CPU": args.cpus_per_replica}]},
         deployment_config={
-            "num_replicas": args.num_replicas,
+            **_replicas(args),
             "max_queued_requests": args.max_queued_requests,
             "request_router_config": SESSION_ROUTING,
             # the engine's workers are bundles of a placement group, and one selector is for all

@@ -133,8 +133,8 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
     cpus = serve.cpus_per_replica if serve.engine == "transformers" else 0.0
     each = {"CPU": cpus, "GPU": serve.gpus_per_replica}
     replicas = Demand(
-        key="serve.num_replicas",
-        count=serve.num_replicas,
+        key="serve.autoscaling.min_replicas" if serve.autoscaling else "serve.num_replicas",
+        count=serve.least_replicas,
         each=each,
         labels=serve.node_labels,
     )
