@@ -2,7 +2,8 @@
 
 Takes a model folder, gives an application or a running endpoint. `build_app` is for `serve run` and
 `serve deploy`, `app` for `serve build`, `deploy` for a driver; the engine `vllm` is Ray's own LLM
-application, built from the same arguments. What a replica does is in serving/agent_server.py.
+application (serving/vllm_app.py), built from the same arguments. What a replica does is in
+serving/agent_server.py.
 
     serve run step_ray.serve:build_app model_dir=<folder> served_name=agent
     serve deploy jobs/serve.yaml
@@ -20,7 +21,6 @@ from typing import Any, Literal, cast
 
 import openai
 import ray
-from pydantic import Field, model_validator
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
@@ -28,52 +28,20 @@ from ray.serve.context import _get_global_client
 from step_ray.calls.endpoint import NO_KEY
 from step_ray.errors import ConfigError, EndpointError
 from step_ray.serving.agent_server import AgentServer
-from step_ray.serving.api.guard import key_digest
+from step_ray.serving.args import SESSION_ROUTING, ServeArgs
 from step_ray.serving.config import ServeConfig
+from step_ray.serving.vllm_app import build_vllm_app
 from step_ray.training.student import check_model, load_tokenizer, resolve_init
 
 APP_NAME = "step_ray_agent"
 MODEL_VARIABLE = "STEP_RAY_MODEL_DIR"
 """Environment variable with the model that `serve build` builds for."""
-SESSION_ROUTING = {
-    "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-}
 REPLICA_KEYS = set(ServeConfig.model_fields) - {
     *("engine", "host", "port", "num_replicas", "autoscaling", "max_surge_percent"),
     *("cpus_per_replica", "gpus_per_replica", "node_labels", "api_key_env"),
     *("max_queued_requests", "drain_timeout_s"),
 }
 """Settings that a replica must be started anew for."""
-
-
-class ServeArgs(ServeConfig):
-    """Arguments of `build_app`: the `serve` section without its address, and the model."""
-
-    model_dir: str
-    """A model folder, a Hugging Face hub id or `builtin:<name>`."""
-    served_name: str = "agent"
-    """Model name that clients give."""
-    max_length: int = Field(default=4096, ge=64)
-    """Context in tokens, prompt and answer together."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    prefix_cache_mb: int = Field(default=512, ge=0)
-    """MiB per replica for keys and values of past prompts; 0: no reuse between turns."""
-
-    @model_validator(mode="after")
-    def _address_is_not_ours(self) -> "ServeArgs":
-        if self.model_fields_set & {"host", "port"}:
-            raise ValueError("host and port belong to Serve: set them with http_options")
-        return self
-
-    def model_spec(self) -> dict[str, Any]:
-        """What `AgentServer.reconfigure` takes; only this may change without a restart."""
-        return {
-            "model_dir": resolve_init(self.model_dir),
-            "served_name": self.served_name,
-            "max_length": self.max_length,
-            "dtype": self.dtype,
-            "max_queued_requests": self.max_queued_requests,
-        }
 
 
 def build_app(args: ServeArgs) -> serve.Application:
@@ -93,12 +61,12 @@ def _build(args: ServeArgs, job_id: str) -> serve.Application:
     except ConfigError as exc:
         raise ConfigError(f"model_dir: {str(exc).removeprefix('student.init: ')}") from exc
     if args.engine == "vllm":
-        return _build_vllm(args)
+        return build_vllm_app(args)
     deployment = AgentServer.options(**_options(args))  # type: ignore[attr-defined]
     settings = {
         "device": "cuda" if args.gpus_per_replica else "cpu",
         "prefix_cache_mb": args.prefix_cache_mb,
-        "key_digests": [key_digest(key) for key in _api_keys(args)],
+        "key_digests": list(args.key_digests()),
     }
     config = ServeConfig(**args.model_dump(include=REPLICA_KEYS))
     if job_id:
@@ -114,7 +82,7 @@ def _build(args: ServeArgs, job_id: str) -> serve.Application:
 def _options(args: ServeArgs) -> dict[str, Any]:
     """Options of the deployment."""
     return {
-        **_replicas(args),
+        **args.replica_options(),
         "ray_actor_options": {
             "num_cpus": args.cpus_per_replica,
             "num_gpus": args.gpus_per_replica,
@@ -125,64 +93,10 @@ def _options(args: ServeArgs) -> dict[str, Any]:
         "max_ongoing_requests": 2 * args.max_batch_size + max(0, args.max_queued_requests),
         "user_config": args.model_spec(),
         "graceful_shutdown_timeout_s": args.drain_timeout_s,
-        # An episode (header x-session-id) stays where its prefix is cached. Set for one replica,
-        # too: a proxy keeps the router that it started with when replicas are added.
+        # set for one replica, too: a proxy keeps the router that it started with when replicas
+        # are added
         "request_router_config": RequestRouterConfig.model_validate(SESSION_ROUTING),
     }
-
-
-def _replicas(args: ServeArgs) -> dict[str, Any]:
-    """How many replicas there are, always and while some are replaced."""
-    surge = {"max_surge_percent": args.max_surge_percent}
-    if args.autoscaling is None:
-        return {"num_replicas": args.num_replicas, **surge}
-    scaling = args.autoscaling.model_dump()
-    scaling["target_ongoing_requests"] = scaling["target_ongoing_requests"] or args.max_batch_size
-    return {"autoscaling_config": scaling, **surge}
-
-
-def _build_vllm(args: ServeArgs) -> serve.Application:
-    """Ray's OpenAI application on vLLM; its own routes, batching and prefix cache."""
-    try:
-        from ray.serve.llm import LLMConfig, build_openai_app
-    except ImportError as exc:
-        raise ConfigError(
-            "serve.engine: 'vllm' is not installed; pip install 'step-ray[vllm]' or use"
-            " 'transformers'"
-        ) from exc
-    if args.api_key_env:
-        raise ConfigError("serve.api_key_env: 'vllm' checks no key; put it behind a gateway")
-    config = LLMConfig(
-        model_loading_config={
-            "model_id": args.served_name,
-            "model_source": resolve_init(args.model_dir),
-        },
-        engine_kwargs={
-            "max_model_len": args.max_length,
-            "dtype": args.dtype,
-            "tensor_parallel_size": max(1, int(args.gpus_per_replica)),
-            "max_num_seqs": args.max_batch_size,
-            "enable_prefix_caching": True,
-            # what vLLM compiles for a GPU it would compile for a CPU too, in minutes
-            "enforce_eager": not args.gpus_per_replica,
-        },
-        # without GPUs Ray cannot tell the device by itself
-        placement_group_config=None
-        if args.gpus_per_replica
-        else {"bundles": [{"CPU": args.cpus_per_replica}]},
-        deployment_config={
-            **_replicas(args),
-            "max_queued_requests": args.max_queued_requests,
-            "request_router_config": SESSION_ROUTING,
-            # the engine's workers are bundles of a placement group, and one selector is for all
-            **(
-                {"placement_group_bundle_label_selector": [args.node_labels]}
-                if args.node_labels
-                else {}
-            ),
-        },
-    )
-    return build_openai_app({"llm_configs": [config]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +171,7 @@ def deploy(
     endpoint = Endpoint(
         base_url=f"http://{_start_http(config)}/v1",
         model=served_name,
-        api_key=next(iter(_api_keys(args)), NO_KEY),
+        api_key=next(iter(args.api_keys()), NO_KEY),
     )
     try:
         serve.run(app, name=APP_NAME, route_prefix="/")
@@ -303,16 +217,6 @@ def _served_models(client: openai.OpenAI) -> list[str]:
         return [model.id for model in client.models.list().data]
     except (openai.APIStatusError, openai.APIConnectionError):
         return []
-
-
-def _api_keys(args: ServeArgs) -> list[str]:
-    """The keys of which clients must send one; none where no variable is named."""
-    if not args.api_key_env:
-        return []
-    keys = [key.strip() for key in os.environ.get(args.api_key_env, "").split(",")]
-    if not any(keys):
-        raise ConfigError(f"serve.api_key_env: {args.api_key_env!r} is not set; export the key")
-    return [key for key in keys if key]
 
 
 def __getattr__(name: str) -> serve.Application:
