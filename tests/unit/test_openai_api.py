@@ -116,7 +116,6 @@ def test_fields_that_change_nothing_or_are_supported_pass(fields):
         ({"logprobs": True}, "logprobs"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"repetition_penalty": 1.1}, "repetition_penalty"),
-        ({"ignore_eos": True}, "ignore_eos"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "9"}, "max_tokens"),
