@@ -41,7 +41,8 @@ def test_the_default_run_fits_on_four_cpus():
         (
             {"serve": {"autoscaling": {"min_replicas": 3, "max_replicas": 9}}},
             "serve.autoscaling.min_replicas: 3 x (1 CPU) does not fit beside"
-            " collect.cpus_per_actor: 1 x (0.5 CPU) and the reader of the task list: 1 x (1 CPU); the cluster has 4 CPU,"
+            " collect.cpus_per_actor: 1 x (0.5 CPU) and the reader of the task list: 1 x (1 CPU);"
+            " the cluster has 4 CPU,"
             " 0 GPU; lower it or use a larger cluster",
         ),
         (
