@@ -62,8 +62,8 @@ class AutoscalingConfig(Section):
     downscale_delay_s: float = Field(default=600.0, ge=0)
     """How long there must be too few before replicas are taken away; a replica that goes loses the
     prefixes that it holds."""
-    look_back_period_s: float = Field(default=30.0, gt=0)
-    """Requests are counted as the mean over this time."""
+    look_back_period_s: float = Field(default=30.0, gt=10)
+    """Requests are counted as the mean over this time; Serve hears of them every 10 s."""
 
     @model_validator(mode="after")
     def _most_is_not_less(self) -> "AutoscalingConfig":

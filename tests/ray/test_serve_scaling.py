@@ -174,7 +174,7 @@ def test_load_makes_replicas_grow_and_its_end_makes_them_go(served, models):
     folder, answers = models[0]
     scaling = AutoscalingConfig(
         **{"max_replicas": 3, "target_ongoing_requests": 2},
-        **{"upscale_delay_s": 0.5, "downscale_delay_s": 1, "look_back_period_s": 2},
+        **{"upscale_delay_s": 0.5, "downscale_delay_s": 1, "look_back_period_s": 11},
     )
     config = CONFIG.model_copy(update={"num_replicas": 1, "autoscaling": scaling})
     endpoint = served(folder, config)
