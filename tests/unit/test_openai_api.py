@@ -193,6 +193,23 @@ def test_a_body_that_is_no_object_is_400(content):
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        ('{"model": "echo",', "application/json", "the body is not valid JSON, at character 17"),
+        (
+            '{"model": "echo"}',
+            "application/x-www-form-urlencoded",  # what curl sends unless it is told
+            "the body must be a JSON object, with content-type application/json",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_body_as_a_whole_is_said(content, kind, message):
+    answer = call("POST", CHAT, content=content, headers={"content-type": kind})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["message"], error["param"]) == (400, message, None)
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 @pytest.mark.parametrize(
     ("content", "status", "code"),
