@@ -88,10 +88,14 @@ def test_a_completion_streams_each_choice_under_its_number():
     assert usage["usage"]["total_tokens"] == 10
 
 
-def test_the_body_of_vllms_load_tool_is_taken():
-    body = {"model": "echo", "prompt": "go", "temperature": 0.0, "repetition_penalty": 1.0}
-    body |= {"max_tokens": 9, "logprobs": None, "stream": True, "ignore_eos": False}
-    assert call("POST", COMPLETIONS, json=body).status_code == 200
+def test_the_bodies_of_vllms_load_tool_are_taken():
+    both = {"model": "echo", "temperature": 0.0, "ignore_eos": True, "stream": True}
+    both["stream_options"] = {"include_usage": True}
+    text = {"prompt": "go", "max_tokens": 9, "repetition_penalty": 1.0, "logprobs": None}
+    chat = {"max_completion_tokens": 9}
+    chat["messages"] = [{"role": "user", "content": [{"type": "text", "text": "go"}]}]
+    for path, body in ((COMPLETIONS, text), (CHAT, chat)):
+        assert call("POST", path, json={**both, **body}).status_code == 200
 
 
 @pytest.mark.parametrize(
