@@ -41,6 +41,8 @@ from step_ray.types import Message, Trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
 GOAL = 8.0
+ALONE = 16
+"""Episodes for the overhead of turns one after the other."""
 KINDS = {"AgentServer": "replica", "ProxyActor": "proxy", "EpisodeRunner": "actor"}
 Turns = list[list[Message]]
 """The prompts of one episode, turn by turn."""
@@ -190,9 +192,11 @@ def shown(cpu: dict[str, float]) -> str:
 
 def overhead(config: RunConfig, played: Sequence[Trajectory], in_flight: Sequence[int]) -> None:
     """The same turns at the endpoint and at the engine alone."""
-    prompts = [turns_of(one) for one in played]
-    num_turns = sum(map(len, prompts))
+    all_prompts = [turns_of(one) for one in played]
     for number in in_flight:
+        # a few episodes are enough where each turn has the engine to itself
+        prompts = all_prompts[: max(number, ALONE)]
+        num_turns = sum(map(len, prompts))
         endpoint = serve(config, f"overhead-{number}")
         before = cpu_by_kind()
         served_s = asyncio.run(ask_all(client_of(endpoint, number), prompts, number, config))
