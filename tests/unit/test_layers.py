@@ -73,7 +73,7 @@ dataset report.page rollout serving.local_model training.mask_view training.trai
 training.batch_view training.layout
 training.learner
 training.speed training.state training.validation
-training.checkpoints training.export
+training.checkpoints training.export training.preemption
 report.episodes report.runs
 collection.runner report storage.claim tools.play tools.viewer training.loop
 serving.episode_service
@@ -110,8 +110,8 @@ collect render serve serving.agent_server serving.generation serving.generation_
 serving.kvcache train training.attention training.batch_view training.batching
 training.checkpoints training.encoding training.export training.faults training.flops
 training.headloss training.layout training.learner training.loop training.loss training.mask_view
-training.model_files training.speed training.state training.student training.trainee
-training.turnend training.validation
+training.model_files training.preemption training.speed training.state training.student
+training.trainee training.turnend training.validation
 """
 """The modules that load one of these at their top; all others are light for the command line."""
 
