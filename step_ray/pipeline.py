@@ -188,6 +188,7 @@ def run(
             _refuse_unreachable_agent(config, todo)
         _write_run_files(config)
         context = StageContext(config, reporter)
+        context.end_leftovers()
         try:
             for stage in chosen:
                 _run_stage(folder, stage, context, redo)

@@ -182,6 +182,7 @@ class Endpoint:
     """URL for OpenAI clients, ends in `/v1`."""
     model: str
     api_key: str = "none"
+    app: str = APP_NAME
 
     def close(self) -> None:
         """Remove the application; does nothing when a later `deploy` has replaced this model.
@@ -191,7 +192,7 @@ class Endpoint:
         with self._client() as client:
             if _served_models(client) != [self.model]:
                 return
-        serve.delete(APP_NAME)
+        serve.delete(self.app)
 
     def wait_until_served(self, timeout_s: float) -> None:
         """Wait for the proxy, which learns of a new application a moment after `serve.run`.
@@ -223,11 +224,13 @@ def deploy(
     max_length: int,
     dtype: Literal["float32", "bfloat16"] = "float32",
     timeout_s: float = 120.0,
+    app: str = "",
 ) -> Endpoint:
     """Serve a model on the running Ray cluster and wait until it answers.
 
     A second call replaces the model of the first; with the same `config` the replicas keep their
-    processes and only load the new weights.
+    processes and only load the new weights. An `app` of another name is left alone; its URL has the
+    name before `/v1`.
 
     Raises:
         ConfigError: see `build_app`; or Serve already runs on another port.
@@ -242,27 +245,34 @@ def deploy(
     )
     # set here and not before: Serve sets the level of its logger when it is imported
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    app = _build(args, job_id=ray.get_runtime_context().get_job_id())
+    built = _build(args, job_id=ray.get_runtime_context().get_job_id())
     endpoint = Endpoint(
-        base_url=f"http://{_start_http(config)}/v1",
+        base_url=f"http://{_start_http(config)}{f'/{app}' if app else ''}/v1",
         model=served_name,
         api_key=next(iter(_api_keys(args)), NO_KEY),
+        app=app or APP_NAME,
     )
     try:
-        serve.run(app, name=APP_NAME, route_prefix="/")
+        serve.run(built, name=endpoint.app, route_prefix=f"/{app}")
     except RuntimeError as exc:
-        fault = f"serve: {served_name!r} cannot be started: {_start_fault(str(exc))}"
+        fault = f"serve: {served_name!r} cannot be started: {_start_fault(endpoint.app, str(exc))}"
         raise EndpointError(fault) from exc
     endpoint.wait_until_served(timeout_s)
     return endpoint
 
 
-def _start_fault(message: str) -> str:
+def _start_fault(name: str, message: str) -> str:
     """Why the replicas failed: the last line of their traceback, which serve.run leaves out."""
-    app = serve.status().applications.get(APP_NAME)
+    app = serve.status().applications.get(name)
     details = [d.message for d in app.deployments.values()] if app else []
     lines = "\n".join([message, *details]).strip().splitlines()
     return lines[-1].strip()
+
+
+def remove(app: str) -> None:
+    """Remove an application, if Serve runs and has it; a killed job leaves its replicas behind."""
+    if _get_global_client(raise_if_no_controller_running=False) is not None:
+        serve.delete(app)
 
 
 def _start_http(config: ServeConfig) -> str:
