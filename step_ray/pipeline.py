@@ -283,9 +283,9 @@ def _run_stage(folder: RunFolder, stage: Stage, context: StageContext, redo: boo
         _tell_unfinished(folder, stage, context.reporter)
         return
     verb = "go on" if status == STARTED else "start"
+    context.reporter.stage = stage.name
     context.reporter.line(f"[bold]{verb:<7}[/] [bold]{stage.name}[/]")
     folder.begin(stage.name, settings)
-    context.reporter.stage = stage.name
     started = time.monotonic()
     summary = stage.run(context)
     seconds = time.monotonic() - started
