@@ -39,7 +39,7 @@ demo: $(STAMP)
 
 # What needs no cluster runs on all cores; the tests on Ray share one cluster, so they run in a row.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --ignore tests/ray
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --dist loadfile --ignore tests/ray
 	$(BIN)/python -m pytest -m "not slow and not gpu" tests/ray
 
 test-slow: $(STAMP)

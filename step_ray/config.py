@@ -204,15 +204,6 @@ class RunConfig(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _adapters_can_be_served(self) -> "RunConfig":
-        if self.serve.engine == "vllm" and self.arm_train().export == "adapter":
-            raise ValueError(
-                "train_arm.export: 'adapter' is served by the engine 'transformers' only; use"
-                " 'merged' with 'vllm'"
-            )
-        return self
-
     def arm_train(self) -> TrainConfig:
         """The training settings of the arms: `train` with the fields of `train_arm` over it."""
         return TrainConfig.model_validate({**self.train.model_dump(), **self.train_arm})

@@ -14,7 +14,7 @@ import yaml
 from step_ray.calls.endpoint import NO_KEY, check_chat, check_endpoint
 from step_ray.cluster.nodes import check_folder, check_nodes, node_addresses, reach_fault
 from step_ray.cluster.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
-from step_ray.config import RunConfig, TrainConfig
+from step_ray.config import RunConfig
 from step_ray.errors import ConfigError, RunStateError, StepRayError
 from step_ray.progress import Reporter
 from step_ray.stages.base import Stage, StageContext
@@ -190,6 +190,7 @@ def run(
             _refuse_unreachable_agent(config, todo)
         _write_run_files(config)
         context = StageContext(config, reporter)
+        context.end_leftovers()
         try:
             for stage in chosen:
                 _run_stage(folder, stage, context, redo)
@@ -284,9 +285,9 @@ def _run_stage(folder: RunFolder, stage: Stage, context: StageContext, redo: boo
         _tell_unfinished(folder, stage, context.reporter)
         return
     verb = "go on" if status == STARTED else "start"
+    context.reporter.stage = stage.name
     context.reporter.line(f"[bold]{verb:<7}[/] [bold]{stage.name}[/]")
     folder.begin(stage.name, settings)
-    context.reporter.stage = stage.name
     started = time.monotonic()
     summary = stage.run(context)
     seconds = time.monotonic() - started
@@ -339,11 +340,12 @@ def plan_lines(config: RunConfig) -> list[str]:
     lines += [
         f"tasks     {tasks.num_expert} expert (U1), {tasks.num_collect} collect (U2),"
         f" {tasks.num_eval} evaluate ({tasks.eval_split}) x {len(config.evaluate.seeds)} seeds",
-        f"train     {_workers(train)} worker(s), one {kind} each, {train.strategy},"
+        f"train     {_range(train.least_workers, train.most_workers)} worker(s), one {kind} each,"
+        f" {train.strategy},"
         f" {'LoRA rank ' + str(train.lora_rank) if train.lora_rank else 'all weights'}",
         f"held out  {_held_out(config)}",
-        f"serve     {serve.engine}, {serve.num_replicas} replica(s), each"
-        f" {serve.gpus_per_replica:g} GPU and {serve.cpus_per_replica:g} CPU",
+        f"serve     {serve.engine}, {_range(serve.least_replicas, serve.most_replicas)} replica(s),"
+        f" each {serve.gpus_per_replica:g} GPU and {serve.cpus_per_replica:g} CPU",
         f"rollouts  up to {collect.num_actors} actor(s) x {collect.episodes_per_actor} episodes"
         + "".join(f" on {label}: {value}" for label, value in collect.node_labels.items())
         + (f", student {collect.endpoint.model} as it is served" if collect.endpoint else ""),
@@ -367,6 +369,5 @@ def _held_out(config: RunConfig) -> str:
     return f"{many} of U1 and of U2, validated {often}at the end"
 
 
-def _workers(train: TrainConfig) -> str:
-    least, most = train.least_workers, train.most_workers
+def _range(least: int, most: int) -> str:
     return str(most) if least == most else f"{least} to {most}"

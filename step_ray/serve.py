@@ -2,7 +2,8 @@
 
 Takes a model folder, gives an application or a running endpoint. `build_app` is for `serve run` and
 `serve deploy`, `app` for `serve build`, `deploy` for a driver; the engine `vllm` is Ray's own LLM
-application, built from the same arguments. What a replica does is in serving/agent_server.py.
+application (serving/vllm_app.py), built from the same arguments. What a replica does is in
+serving/agent_server.py.
 
     serve run step_ray.serve:build_app model_dir=<folder> served_name=agent
     serve deploy jobs/serve.yaml
@@ -20,7 +21,6 @@ from typing import Any, Literal, cast
 
 import openai
 import ray
-from pydantic import Field, model_validator
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
@@ -28,51 +28,20 @@ from ray.serve.context import _get_global_client
 from step_ray.calls.endpoint import NO_KEY
 from step_ray.errors import ConfigError, EndpointError
 from step_ray.serving.agent_server import AgentServer
-from step_ray.serving.api.guard import key_digest
+from step_ray.serving.args import SESSION_ROUTING, ServeArgs
 from step_ray.serving.config import ServeConfig
+from step_ray.serving.vllm_app import build_vllm_app
 from step_ray.training.student import check_model, load_tokenizer, resolve_init
 
 APP_NAME = "step_ray_agent"
 MODEL_VARIABLE = "STEP_RAY_MODEL_DIR"
 """Environment variable with the model that `serve build` builds for."""
-SESSION_ROUTING = {
-    "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-}
 REPLICA_KEYS = set(ServeConfig.model_fields) - {
-    *("engine", "host", "port", "num_replicas", "cpus_per_replica", "gpus_per_replica"),
-    *("node_labels", "api_key_env", "max_queued_requests", "drain_timeout_s"),
+    *("engine", "host", "port", "num_replicas", "autoscaling", "max_surge_percent"),
+    *("cpus_per_replica", "gpus_per_replica", "node_labels", "api_key_env"),
+    *("max_queued_requests", "drain_timeout_s"),
 }
 """Settings that a replica must be started anew for."""
-
-
-class ServeArgs(ServeConfig):
-    """Arguments of `build_app`: the `serve` section without its address, and the model."""
-
-    model_dir: str
-    """A model folder, a Hugging Face hub id or `builtin:<name>`."""
-    served_name: str = "agent"
-    """Model name that clients give."""
-    max_length: int = Field(default=4096, ge=64)
-    """Context in tokens, prompt and answer together."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    prefix_cache_mb: int = Field(default=512, ge=0)
-    """MiB per replica for keys and values of past prompts; 0: no reuse between turns."""
-
-    @model_validator(mode="after")
-    def _address_is_not_ours(self) -> "ServeArgs":
-        if self.model_fields_set & {"host", "port"}:
-            raise ValueError("host and port belong to Serve: set them with http_options")
-        return self
-
-    def model_spec(self) -> dict[str, Any]:
-        """What `AgentServer.reconfigure` takes; only this may change without a restart."""
-        return {
-            "model_dir": resolve_init(self.model_dir),
-            "served_name": self.served_name,
-            "max_length": self.max_length,
-            "dtype": self.dtype,
-            "max_queued_requests": self.max_queued_requests,
-        }
 
 
 def build_app(args: ServeArgs) -> serve.Application:
@@ -92,12 +61,12 @@ def _build(args: ServeArgs, job_id: str) -> serve.Application:
     except ConfigError as exc:
         raise ConfigError(f"model_dir: {str(exc).removeprefix('student.init: ')}") from exc
     if args.engine == "vllm":
-        return _build_vllm(args)
+        return build_vllm_app(args)
     deployment = AgentServer.options(**_options(args))  # type: ignore[attr-defined]
     settings = {
         "device": "cuda" if args.gpus_per_replica else "cpu",
         "prefix_cache_mb": args.prefix_cache_mb,
-        "key_digests": [key_digest(key) for key in _api_keys(args)],
+        "key_digests": list(args.key_digests()),
     }
     config = ServeConfig(**args.model_dump(include=REPLICA_KEYS))
     if job_id:
@@ -113,7 +82,7 @@ def _build(args: ServeArgs, job_id: str) -> serve.Application:
 def _options(args: ServeArgs) -> dict[str, Any]:
     """Options of the deployment."""
     return {
-        "num_replicas": args.num_replicas,
+        **args.replica_options(),
         "ray_actor_options": {
             "num_cpus": args.cpus_per_replica,
             "num_gpus": args.gpus_per_replica,
@@ -124,54 +93,10 @@ def _options(args: ServeArgs) -> dict[str, Any]:
         "max_ongoing_requests": 2 * args.max_batch_size + max(0, args.max_queued_requests),
         "user_config": args.model_spec(),
         "graceful_shutdown_timeout_s": args.drain_timeout_s,
-        # An episode (header x-session-id) stays where its prefix is cached. Set for one replica,
-        # too: a proxy keeps the router that it started with when replicas are added.
+        # set for one replica, too: a proxy keeps the router that it started with when replicas
+        # are added
         "request_router_config": RequestRouterConfig.model_validate(SESSION_ROUTING),
     }
-
-
-def _build_vllm(args: ServeArgs) -> serve.Application:
-    """Ray's OpenAI application on vLLM; its own routes, batching and prefix cache."""
-    try:
-        from ray.serve.llm import LLMConfig, build_openai_app
-    except ImportError as exc:
-        raise ConfigError(
-            "serve.engine: 'vllm' is not installed; pip install 'step-ray[vllm]' or use"
-            " 'transformers'"
-        ) from exc
-    if args.api_key_env:
-        raise ConfigError("serve.api_key_env: 'vllm' checks no key; put it behind a gateway")
-    config = LLMConfig(
-        model_loading_config={
-            "model_id": args.served_name,
-            "model_source": resolve_init(args.model_dir),
-        },
-        engine_kwargs={
-            "max_model_len": args.max_length,
-            "dtype": args.dtype,
-            "tensor_parallel_size": max(1, int(args.gpus_per_replica)),
-            "max_num_seqs": args.max_batch_size,
-            "enable_prefix_caching": True,
-            # what vLLM compiles for a GPU it would compile for a CPU too, in minutes
-            "enforce_eager": not args.gpus_per_replica,
-        },
-        # without GPUs Ray cannot tell the device by itself
-        placement_group_config=None
-        if args.gpus_per_replica
-        else {"bundles": [{"CPU": args.cpus_per_replica}]},
-        deployment_config={
-            "num_replicas": args.num_replicas,
-            "max_queued_requests": args.max_queued_requests,
-            "request_router_config": SESSION_ROUTING,
-            # the engine's workers are bundles of a placement group, and one selector is for all
-            **(
-                {"placement_group_bundle_label_selector": [args.node_labels]}
-                if args.node_labels
-                else {}
-            ),
-        },
-    )
-    return build_openai_app({"llm_configs": [config]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +107,7 @@ class Endpoint:
     """URL for OpenAI clients, ends in `/v1`."""
     model: str
     api_key: str = "none"
+    app: str = APP_NAME
 
     def close(self) -> None:
         """Remove the application; does nothing when a later `deploy` has replaced this model.
@@ -191,7 +117,7 @@ class Endpoint:
         with self._client() as client:
             if _served_models(client) != [self.model]:
                 return
-        serve.delete(APP_NAME)
+        serve.delete(self.app)
 
     def wait_until_served(self, timeout_s: float) -> None:
         """Wait for the proxy, which learns of a new application a moment after `serve.run`.
@@ -223,11 +149,13 @@ def deploy(
     max_length: int,
     dtype: Literal["float32", "bfloat16"] = "float32",
     timeout_s: float = 120.0,
+    app: str = "",
 ) -> Endpoint:
     """Serve a model on the running Ray cluster and wait until it answers.
 
     A second call replaces the model of the first; with the same `config` the replicas keep their
-    processes and only load the new weights.
+    processes and only load the new weights. An `app` of another name is left alone; its URL has the
+    name before `/v1`.
 
     Raises:
         ConfigError: see `build_app`; or Serve already runs on another port.
@@ -242,27 +170,34 @@ def deploy(
     )
     # set here and not before: Serve sets the level of its logger when it is imported
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    app = _build(args, job_id=ray.get_runtime_context().get_job_id())
+    built = _build(args, job_id=ray.get_runtime_context().get_job_id())
     endpoint = Endpoint(
-        base_url=f"http://{_start_http(config)}/v1",
+        base_url=f"http://{_start_http(config)}{f'/{app}' if app else ''}/v1",
         model=served_name,
-        api_key=next(iter(_api_keys(args)), NO_KEY),
+        api_key=next(iter(args.api_keys()), NO_KEY),
+        app=app or APP_NAME,
     )
     try:
-        serve.run(app, name=APP_NAME, route_prefix="/")
+        serve.run(built, name=endpoint.app, route_prefix=f"/{app}")
     except RuntimeError as exc:
-        fault = f"serve: {served_name!r} cannot be started: {_start_fault(str(exc))}"
+        fault = f"serve: {served_name!r} cannot be started: {_start_fault(endpoint.app, str(exc))}"
         raise EndpointError(fault) from exc
     endpoint.wait_until_served(timeout_s)
     return endpoint
 
 
-def _start_fault(message: str) -> str:
+def _start_fault(name: str, message: str) -> str:
     """Why the replicas failed: the last line of their traceback, which serve.run leaves out."""
-    app = serve.status().applications.get(APP_NAME)
+    app = serve.status().applications.get(name)
     details = [d.message for d in app.deployments.values()] if app else []
     lines = "\n".join([message, *details]).strip().splitlines()
     return lines[-1].strip()
+
+
+def remove(app: str) -> None:
+    """Remove an application, if Serve runs and has it; a killed job leaves its replicas behind."""
+    if _get_global_client(raise_if_no_controller_running=False) is not None:
+        serve.delete(app)
 
 
 def _start_http(config: ServeConfig) -> str:
@@ -292,16 +227,6 @@ def _served_models(client: openai.OpenAI) -> list[str]:
         return [model.id for model in client.models.list().data]
     except (openai.APIStatusError, openai.APIConnectionError):
         return []
-
-
-def _api_keys(args: ServeArgs) -> list[str]:
-    """The keys of which clients must send one; none where no variable is named."""
-    if not args.api_key_env:
-        return []
-    keys = [key.strip() for key in os.environ.get(args.api_key_env, "").split(",")]
-    if not any(keys):
-        raise ConfigError(f"serve.api_key_env: {args.api_key_env!r} is not set; export the key")
-    return [key for key in keys if key]
 
 
 def __getattr__(name: str) -> serve.Application:

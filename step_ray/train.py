@@ -135,11 +135,15 @@ def _claim(job: TrainJob) -> None:
 
 
 def _identity(job: TrainJob) -> dict[str, Any]:
-    """What decides the trained weights, in JSON."""
+    """What decides the trained weights, in JSON.
+
+    A model folder is known by its weights, not by its place: a job has a copy of the shipped models
+    of its own, and a run folder may lie elsewhere on another cluster.
+    """
+    weights = fingerprint(job.init)
     state = {
         "name": job.name,
-        "init": job.init,
-        "weights of init": fingerprint(job.init),
+        **({"weights of init": weights} if weights else {"init": job.init}),
         "dtype": job.dtype,
         "seed": job.seed,
         "examples": _digest(job.examples_dir, job.init),

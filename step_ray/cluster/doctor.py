@@ -202,11 +202,17 @@ def check_authentication(config: RunConfig) -> Iterator[Finding]:
             "token", f"{said}: the cluster is open to all who reach it; export RAY_AUTH_MODE=token"
         )
     elif not given and not path.is_file():
-        yield fail("token", f"none in RAY_AUTH_TOKEN or {path}; ray get-auth-token --generate")
+        yield fail("token", f"none in RAY_AUTH_TOKEN or {path}; {_token_advice(path)}")
     elif not given and path.stat().st_mode & PRIVATE_MODE:
         yield warn("token", f"others can read {path}; chmod 600 {path}")
     else:
         yield ok("token", f"in {'RAY_AUTH_TOKEN' if given else path}")
+
+
+def _token_advice(path: Path) -> str:
+    if os.environ.get("RAY_AUTH_TOKEN_PATH"):  # which Ray's own command then wants to read
+        return f"put the token of the cluster into {path}"
+    return "ray get-auth-token --generate, or the token of the cluster"
 
 
 def check_members(config: RunConfig) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ def check_cluster(address: str) -> None:
         ClusterError: nothing runs there, it is no Ray, it refuses the token, this machine is none
             of its nodes, or it runs other versions.
     """
+    _refuse_missing_token(address)
     if address.startswith("ray://"):
         _connect(address, urlsplit(address).netloc)
         return
@@ -54,6 +55,27 @@ def _resolve(address: str) -> str:
         raise ClusterError(
             f"ray.address: {address!r} is no address; use local, auto or HOST:PORT"
         ) from exc
+
+
+def _refuse_missing_token(address: str) -> None:
+    """With a token wanted and none there, Ray's own code ends the process."""
+    from ray import _raylet
+
+    raylet: Any = _raylet
+    if raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN and not _has_token():
+        raise ClusterError(f"ray.address: {address!r}: {token_fault()}")
+
+
+def _has_token() -> bool:
+    """Whether there is a token; Ray raises for a path that cannot be read."""
+    from ray import _raylet
+    from ray.exceptions import AuthenticationError
+
+    raylet: Any = _raylet
+    try:
+        return bool(raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+    except AuthenticationError:
+        return False
 
 
 def _connect(address: str, host_port: str) -> None:
@@ -93,7 +115,7 @@ def token_fault() -> str:
     sources = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
     if raylet.get_authentication_mode() != raylet.AuthenticationMode.TOKEN:
         return f"the cluster wants a token; export RAY_AUTH_MODE=token and give it in {sources}"
-    if not raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+    if not _has_token():
         return f"the cluster wants a token and there is none in {sources}"
     return f"the cluster refuses the token of this process; mend it in {sources}"
 

@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     # Ray registers a checkpoint when it polls its workers; sooner means less lost to a kill.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # When a node has gone, Ray first counts on it once more; by itself it would wait a minute.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "TOKENIZERS_PARALLELISM": "false",
     # A busy machine needs longer than Ray's 30 s to start its processes.
     "RAY_raylet_start_wait_time_s": "120",

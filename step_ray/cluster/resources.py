@@ -43,6 +43,8 @@ class Demand:
     each: Amounts
     labels: Mapping[str, str] = field(default_factory=dict)
     """Label -> what a node must have there, in Ray's words; see `has_label`."""
+    is_range: bool = False
+    """`count` is the least number, and Ray takes as many as it thinks that fit."""
 
     def __str__(self) -> str:
         amounts = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items() if amount)
@@ -101,7 +103,21 @@ def fault(config: RunConfig, stages: Sequence[str], nodes: Sequence[Node]) -> st
             fit = [node for node in nodes if _takes(node, demand)]
             if sum(_places(demand.each, node) for node in fit) < demand.count:
                 return _line(demand, [demand], fit)
+            if demand.is_range and len(fit) < len(nodes):
+                others = [node for node in nodes if not _takes(node, demand)]
+                if any(_places(demand.each, node) for node in others):
+                    return _range_line(demand)
     return None
+
+
+def _range_line(demand: Demand) -> str:
+    """Ray 2.60 counts the workers that all nodes could hold, and waits for ever for those that have
+    to be elsewhere."""
+    return (
+        f"train.num_workers: with a range, Ray counts nodes without train.node_labels too, and"
+        f" others here have room for a worker ({demand}); give one number, or start those nodes"
+        " without such resources"
+    )
 
 
 def _takes(node: Node, demand: Demand) -> bool:
@@ -133,8 +149,8 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
     cpus = serve.cpus_per_replica if serve.engine == "transformers" else 0.0
     each = {"CPU": cpus, "GPU": serve.gpus_per_replica}
     replicas = Demand(
-        key="serve.num_replicas",
-        count=serve.num_replicas,
+        key="serve.autoscaling.min_replicas" if serve.autoscaling else "serve.num_replicas",
+        count=serve.least_replicas,
         each=each,
         labels=serve.node_labels,
     )
@@ -159,7 +175,11 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
 def _workers(train: TrainConfig) -> Demand:
     each = {"CPU": float(train.cpus_per_worker), "GPU": float(train.use_gpu)}
     return Demand(
-        key="train.num_workers", count=train.least_workers, each=each, labels=train.node_labels
+        key="train.num_workers",
+        count=train.least_workers,
+        each=each,
+        labels=train.node_labels,
+        is_range=train.most_workers > train.least_workers,
     )
 
 

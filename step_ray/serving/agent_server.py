@@ -202,6 +202,7 @@ class ReplicaBackend:
             top_p=1.0 if request.top_p is None else request.top_p,
             seed=request.seed,
             stop=request.stop_texts,
+            ignore_eos=bool(request.ignore_eos),
         )
 
     def _at_most(self, default: int | None) -> int | None:

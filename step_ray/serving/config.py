@@ -6,7 +6,7 @@ Takes plain values, gives a `ServeConfig`. It starts nothing; see serve.py.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from step_ray.cluster.labels import NodeLabels
 from step_ray.env_config import EnvConfig, Section
@@ -49,6 +49,31 @@ class AgentConfig(Section):
         return self.model_copy(update={**new, "envs": {env.name: env, **self.envs}})
 
 
+class AutoscalingConfig(Section):
+    """Replicas by load, in place of a fixed number of them."""
+
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(ge=1)
+    target_ongoing_requests: float | None = Field(default=None, gt=0)
+    """Requests per replica, those that wait included, which replicas are added or taken away to
+    keep; None: `max_batch_size`, so that batches are full before another replica starts."""
+    upscale_delay_s: float = Field(default=30.0, ge=0)
+    """How long there must be too many requests before replicas are added."""
+    downscale_delay_s: float = Field(default=600.0, ge=0)
+    """How long there must be too few before replicas are taken away; a replica that goes loses the
+    prefixes that it holds."""
+    look_back_period_s: float = Field(default=30.0, gt=10)
+    """Requests are counted as the mean over this time; Serve hears of them every 10 s."""
+
+    @model_validator(mode="after")
+    def _most_is_not_less(self) -> "AutoscalingConfig":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas: {self.max_replicas} is less than min_replicas: {self.min_replicas}"
+            )
+        return self
+
+
 class ServeConfig(Section):
     """The served agent."""
 
@@ -57,6 +82,12 @@ class ServeConfig(Section):
     port: int = Field(default=8000, ge=0, le=65535)
     """0: any free port."""
     num_replicas: int = Field(default=1, ge=1)
+    autoscaling: AutoscalingConfig | None = None
+    """Replicas by load; then leave `num_replicas` out."""
+    max_surge_percent: int = Field(default=0, ge=0, le=100)
+    """Replicas beside `num_replicas`, in percent of them (rounded up), while a redeploy with other
+    settings replaces processes. 0 takes no room, but the old replicas end before new ones start:
+    requests wait, with one replica all of them. Another model alone needs no new process."""
     cpus_per_replica: float = Field(default=1.0, gt=0)
     gpus_per_replica: float = Field(default=0.0, ge=0)
     node_labels: NodeLabels = Field(default={})
@@ -83,3 +114,21 @@ class ServeConfig(Section):
     cors_origins: tuple[str, ...] = ()
     """Web pages that may call from a browser, `https://host`; `*`: all."""
     agent: AgentConfig = AgentConfig()
+
+    @model_validator(mode="after")
+    def _one_number_of_replicas(self) -> "ServeConfig":
+        if self.autoscaling is not None and self.num_replicas != 1:
+            raise ValueError(
+                f"num_replicas: {self.num_replicas} beside autoscaling; give one of the two"
+            )
+        return self
+
+    @property
+    def least_replicas(self) -> int:
+        """Replicas that there are at any time."""
+        return self.autoscaling.min_replicas if self.autoscaling else self.num_replicas
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas under load."""
+        return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas

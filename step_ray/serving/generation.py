@@ -42,6 +42,8 @@ class SamplingParams:
     """Sample from the smallest set of tokens that holds this much probability."""
     stop: tuple[str, ...] = ()
     """Texts that end the row; they are not part of its text."""
+    ignore_eos: bool = False
+    """Go on after the end of the turn, up to `max_tokens`: load tools ask for a fixed length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +256,7 @@ class BatchGenerator:
     def _judge(self, row: _Row) -> None:
         """Read a row's newest token, and set the finish reason if it ends the row."""
         token, num_new = row.ids[-1], len(row.ids) - row.num_prompt
-        if token in self._ends:
+        if token in self._ends and not row.params.ignore_eos:
             row.finish_reason = "stop"
         else:
             row.text.push(token)

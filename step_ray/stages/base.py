@@ -4,6 +4,7 @@ Takes a `RunConfig`, gives the served model and paths that stages share. Which s
 line.py's and training.py's; whether one has to run is pipeline.py's.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,21 @@ class StageContext:
         self.root = config.run_dir
         self._served: Any = None
 
+    @property
+    def app(self) -> str:
+        """Name of the served application: on a cluster that others use too, the run's own."""
+        if self.config.ray.address == "local":
+            return ""
+        place = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:8]
+        return f"{self.config.name}-{place}"
+
+    def end_leftovers(self) -> None:
+        """Free what an earlier job of this run was serving when it was killed."""
+        from step_ray.serve import remove
+
+        if self.config.ray.address != "local":
+            remove(self.app)
+
     def student_source(self) -> str:
         """The model folder or hub id that training starts from."""
         from step_ray.training.student import resolve_init
@@ -57,6 +73,7 @@ class StageContext:
                 self.config.serve,
                 max_length=self.config.student.max_length,
                 dtype=self.config.student.dtype,
+                app=self.app,
             )
             self.reporter.line(f"  {model} answers at {self._served.base_url}")
         return self._served

@@ -191,6 +191,13 @@ def _fit(context: StageContext, name: str) -> Mapping[str, Any]:
                 f"loss {m['loss']:.3f}, {m['tokens_per_s']:,.0f} tokens/s",
                 m["num_steps"],
             ),
-            on_start=lambda m: context.reporter.line(f"train {name}: {m['layout']}"),
+            on_start=lambda m: context.reporter.line(f"train {name}: {start_line(m)}"),
         )
     return asdict(result)
+
+
+def start_line(start: Mapping[str, Any]) -> str:
+    """What is said of a line of starts.jsonl: from where, with how many workers, how."""
+    workers = f"{start['workers']} worker(s)"
+    begun = f"goes on after step {start['step']} with {workers}" if start["step"] else workers
+    return f"{begun}; {start['layout']}"

@@ -30,8 +30,17 @@ def restore_latest(learner: Learner) -> int:
     return 0 if checkpoint is None else _restore(learner, checkpoint)
 
 
-def save(learner: Learner, line: dict[str, Any], config: TrainConfig) -> None:
-    """Write a checkpoint of this step and hand it to Ray Train with the numbers of its line."""
+def save(
+    learner: Learner, line: dict[str, Any], config: TrainConfig, *, at_once: bool = False
+) -> None:
+    """Write a checkpoint of this step and hand it to Ray Train with the numbers of its line.
+
+    Args:
+        learner: what is kept.
+        line: of metrics.jsonl.
+        config: whether it is uploaded in the background.
+        at_once: wait for the upload in any case, because a node of this training goes.
+    """
     metrics = {**line, SCORE: line.get(SCORE, math.inf)}
     folder = tempfile.mkdtemp(prefix="checkpoint-")
     try:
@@ -39,7 +48,7 @@ def save(learner: Learner, line: dict[str, Any], config: TrainConfig) -> None:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    in_background = config.checkpoint_upload == "async"
+    in_background = config.checkpoint_upload == "async" and not at_once
     ray.train.report(
         metrics,
         checkpoint=ray.train.Checkpoint.from_directory(folder),

@@ -7,6 +7,7 @@ and loads neither torch nor Ray, so driver, workers and report can all read it.
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ METRICS_FILE = "metrics.jsonl"
 STARTS_FILE = "starts.jsonl"
 RESULT_FILE = "train_result.json"
 FAULTS_FILE = "faults.jsonl"
+PREEMPTIONS_FILE = "preemptions.jsonl"
 TOKENIZER_FOLDER = "tokenizer"
 """Beside the examples: the tokenizer, with the chat template, that rendered them."""
 
@@ -87,6 +89,7 @@ class MetricsLog:
         """
         self.path = work_dir / METRICS_FILE
         self._faults = work_dir / FAULTS_FILE
+        self._preemptions = work_dir / PREEMPTIONS_FILE
         kept = [line for line in read_lines(self.path) if line["step"] <= done]
         rewritten = self.path.with_suffix(".partial")
         rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -96,6 +99,10 @@ class MetricsLog:
     def append(self, line: dict[str, Any]) -> None:
         """Add one step."""
         self._append(self.path, line)
+
+    def note_preemption(self, step: int) -> None:
+        """Keep that a node was about to go, and that a checkpoint of this step was written."""
+        self._append(self._preemptions, {"step": step, "time": time.time()})
 
     def note_fault(self, text: str) -> None:
         """Keep a line about something that went wrong beside the training."""

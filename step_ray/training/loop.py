@@ -20,6 +20,7 @@ from step_ray.training.batching import Examples, load_examples, plan_epoch
 from step_ray.training.export import export
 from step_ray.training.job import RESULT_FILE, MetricsLog, TrainJob, read_result
 from step_ray.training.learner import Learner
+from step_ray.training.preemption import Notices
 from step_ray.training.schedule import learning_rate
 from step_ray.training.speed import Speed
 from step_ray.training.tracking import Trackers, open_trackers
@@ -71,6 +72,7 @@ class _Run:
         self._check_vocabulary()
         self.plan = list(_plan(self.examples, job))
         self.speed = Speed(self.learner)
+        self.notices = Notices()
         self.metrics: MetricsLog | None = None
         self.trackers: Trackers | None = None
 
@@ -88,8 +90,12 @@ class _Run:
         if self.learner.rank:
             return
         job = self.job
-        layout = f"{self.learner.layout}; {self.learner.head}"
-        self.metrics = MetricsLog(job.work_dir, done, {"setup_s": setup_s, "layout": layout})
+        start = {
+            "setup_s": setup_s,
+            "workers": self.learner.world_size,
+            "layout": f"{self.learner.layout}; {self.learner.head}",
+        }
+        self.metrics = MetricsLog(job.work_dir, done, start)
         opened = open_trackers(
             job.config.tracking,
             run=f"{job.work_dir.parent.parent.name}/{job.name}",
@@ -114,10 +120,16 @@ class _Run:
             if self.metrics and self.trackers:
                 self.metrics.append(line)
                 self.trackers.log(line)
-            is_last = line["step"] == len(self.plan)
-            wanted = validated and self.job.config.select == "best"
-            if is_last or wanted or line["step"] % self.job.config.checkpoint_every == 0:
-                checkpoints.save(self.learner, line, self.job.config)
+            is_leaving = self.notices.has_new()
+            if is_leaving and self.metrics:
+                self.metrics.note_preemption(line["step"])
+            if is_leaving or self._is_kept(line["step"], validated=validated):
+                checkpoints.save(self.learner, line, self.job.config, at_once=is_leaving)
+
+    def _is_kept(self, step: int, *, validated: bool) -> bool:
+        config = self.job.config
+        is_candidate = validated and config.select == "best"
+        return step == len(self.plan) or is_candidate or step % config.checkpoint_every == 0
 
     def _step(self, step: int) -> dict[str, Any]:
         """Train one global batch; gives its line (0-based epoch, 1-based step)."""

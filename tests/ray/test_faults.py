@@ -200,15 +200,44 @@ def test_a_killed_driver_costs_a_shard_and_what_was_under_way(ray_cluster, games
         assert endpoint.redone <= 3 * CONCURRENCY + ROWS_PER_SHARD
 
 
+def play_elsewhere(kind, endpoint, tasks, tmp_path):
+    """What a driver of its own tells at its end."""
+    with driver(kind, endpoint, tasks, tmp_path) as process:
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0
+    return next(json.loads(x) for x in output.splitlines()[::-1] if x.startswith("{"))
+
+
 def test_a_lost_node_costs_what_it_had_under_way(games, tmp_path):
     tasks, out = make_tasks(games, 80), tmp_path / "out"
     with FaultyEndpoint(latency_s=LATENCY_S) as endpoint:
-        with driver("nodes", endpoint, tasks, tmp_path) as process:
-            output, _ = process.communicate(timeout=400)
-            assert process.returncode == 0
-        summary = next(json.loads(x) for x in output.splitlines()[::-1] if x.startswith("{"))
+        summary = play_elsewhere("nodes", endpoint, tasks, tmp_path)
         print(f"\nredone {endpoint.redone} of 80, restarts {summary['num_restarts']}")
         assert on_disk(out) == Counter(wanted(tasks))
         assert summary["removed"] == 1
         assert 1 <= endpoint.redone <= 3 * CONCURRENCY  # both actors may have been there
         assert summary["num_errors"] == 0
+
+
+def test_a_drained_node_costs_nothing_when_its_episodes_can_end(games, tmp_path):
+    tasks, out = make_tasks(games, 80), tmp_path / "out"
+    with FaultyEndpoint(latency_s=LATENCY_S) as endpoint:
+        summary = play_elsewhere("leave", endpoint, tasks, tmp_path)
+        print(f"\nredone {endpoint.redone} of 80, restarts {summary['num_restarts']}")
+        assert on_disk(out) == Counter(wanted(tasks))
+        assert summary["removed"] == 1
+        assert endpoint.redone <= CONCURRENCY  # 0 unless the machine is too busy for 15 s
+        assert summary["num_errors"] == 0
+
+
+def test_nodes_that_join_take_episodes_without_a_restart(games, tmp_path):
+    tasks, out = make_tasks(games, 240), tmp_path / "out"
+    with FaultyEndpoint(latency_s=LATENCY_S) as endpoint:
+        summary = play_elsewhere("grow", endpoint, tasks, tmp_path)
+    print(f"\nepisodes by node before {summary['before']}, after {summary['after']}", end=" ")
+    print(f"first of a new node after {summary['waited_s']:.1f} s;", end=" ")
+    print(f"{summary['rate_before']:.1f} and {summary['rate_after']:.1f} episodes/s")
+    assert on_disk(out) == Counter(wanted(tasks))
+    assert summary["before"].keys() == {"student-a"}
+    assert summary["after"].keys() == {"student-a", "student-b", "student-c"}
+    assert (summary["num_restarts"], summary["num_errors"]) == (0, 0)

@@ -12,28 +12,17 @@ from importlib.util import find_spec
 import httpx
 import openai
 import pytest
-import torch
 from pydantic import ValidationError
+from served_models import MAX_LENGTH, expected, save_varied_model
 
 from step_ray.calls.endpoint import check_endpoint
-from step_ray.config import ScratchConfig
 from step_ray.env_config import EnvConfig, GeneratorConfig
 from step_ray.errors import ConfigError, ContextLengthError
 from step_ray.llm import OpenAIChat
-from step_ray.render import Renderer
 from step_ray.serve import ServeArgs, build_app, deploy
 from step_ray.serving.config import AgentConfig, ServeConfig
-from step_ray.serving.generation import BatchGenerator, SamplingParams
-from step_ray.training.student import (
-    load_model,
-    load_tokenizer,
-    new_model,
-    save_student,
-    train_tokenizer,
-)
 from step_ray.types import Message
 
-MAX_LENGTH = 256
 KEY_ENV = "STEP_RAY_TEST_KEY"
 AGENT = AgentConfig(
     envs={"alfworld": EnvConfig(prompt="alfworld_explore", generator=GeneratorConfig(size="tiny"))},
@@ -43,26 +32,16 @@ AGENT = AgentConfig(
 CONFIG = ServeConfig(
     port=0, num_replicas=2, max_batch_size=8, api_key_env=KEY_ENV, agent=AGENT, drain_timeout_s=60
 )
-SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
 TEXTS = [f"You are in room {i}. " * (i % 4 + 1) for i in range(12)]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Two models that give varied text."""
-    tokenizer = train_tokenizer(["You are in the middle of a room."], SHAPE.vocab_size)
-    found = {}
-    for seed, name in enumerate(("one", "two")):
-        model = new_model(tokenizer, SHAPE, max_length=MAX_LENGTH, seed=seed)
-        torch.manual_seed(seed)
-        for layer in model.model.layers:
-            for weight in layer.self_attn.parameters():
-                torch.nn.init.normal_(weight, std=0.4)
-        model.lm_head = torch.nn.Linear(SHAPE.hidden_size, len(tokenizer), bias=False)
-        model.config.tie_word_embeddings = False
-        found[name] = str(tmp_path_factory.mktemp(name))
-        save_student(found[name], model, tokenizer)
-    return found
+    return {
+        name: save_varied_model(tmp_path_factory.mktemp(name), seed)
+        for seed, name in enumerate(("one", "two"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +65,6 @@ def ask(client, text, model="one", **kwargs):
     kwargs = {"max_tokens": 12, "temperature": 0} | kwargs
     messages = [{"role": "user", "content": text}]
     return client.chat.completions.create(model=model, messages=messages, **kwargs)
-
-
-def expected(folder, text, max_tokens=12):
-    """What the model says without any server."""
-    tokenizer = load_tokenizer(folder)
-    generator = BatchGenerator(load_model(folder, "float32"), tokenizer, max_length=MAX_LENGTH)
-    prompt = Renderer(tokenizer, MAX_LENGTH).render_prompt([Message(role="user", content=text)])
-    (got,) = generator.generate([prompt], [SamplingParams(max_tokens=max_tokens)])
-    return prompt, got
 
 
 def test_a_wrong_model_path_is_a_config_error():

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,8 +37,12 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict:
+    """A model and examples, see `make_inputs`."""
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def make_inputs(folder: Path) -> dict:
     """A model of 0.03M parameters and 120 examples in which the second half is trained."""
-    folder = tmp_path_factory.mktemp("inputs")
     tokenizer = train_tokenizer(["go to shelf 1"], SHAPE.vocab_size)
     save_student(folder / "model", new_model(tokenizer, SHAPE, max_length=64, seed=0), tokenizer)
     draw = random.Random(0)
@@ -308,10 +313,14 @@ def test_an_error_of_ours_in_a_worker_is_raised_as_it_is_and_not_repeated(tmp_pa
     assert start_steps(tmp_path) == [0]
 
 
-def test_a_finished_training_is_not_repeated_and_its_folder_not_reused(inputs, uninterrupted):
+def test_a_finished_training_is_not_repeated_and_its_folder_not_reused(
+    tmp_path, inputs, uninterrupted
+):
     before = (uninterrupted / "out" / "model.safetensors").stat().st_mtime_ns
     again = {"config": VALIDATED, "validation_dir": held_out(inputs)}
     run(uninterrupted, inputs, **again)
+    elsewhere = shutil.copytree(inputs["init"], tmp_path / "copy")  # each job has one of its own
+    run(uninterrupted, inputs, **again, init=str(elsewhere))
     assert (uninterrupted / "out" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(RunStateError, match="another seed"):
         run(uninterrupted, inputs, **again, seed=4)

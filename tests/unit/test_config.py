@@ -177,10 +177,6 @@ def test_arms_train_with_their_own_settings():
             {"train": {"lora_rank": 4, "export": "adapter"}},
             "train.export: the base agent is what arms start from and what is served; use",
         ),
-        (
-            {"train_arm": {"lora_rank": 4, "export": "adapter"}, "serve": {"engine": "vllm"}},
-            "train_arm.export: 'adapter' is served by the engine 'transformers' only",
-        ),
         ({"train_arm": {"num_workers": [2, 1]}}, "train_arm.num_workers: give a number of 1 or"),
     ],
 )

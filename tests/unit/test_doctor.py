@@ -88,7 +88,8 @@ def test_a_token_that_is_missing_open_or_fine(home, monkeypatch):
     path = home / ".ray" / "auth_token"
     assert token_finding() == (
         Level.FAIL,
-        f"none in RAY_AUTH_TOKEN or {path}; ray get-auth-token --generate",
+        f"none in RAY_AUTH_TOKEN or {path};"
+        " ray get-auth-token --generate, or the token of the cluster",
     )
     path.parent.mkdir()
     path.write_text("secret")
@@ -98,6 +99,14 @@ def test_a_token_that_is_missing_open_or_fine(home, monkeypatch):
     assert token_finding() == (Level.OK, f"in {path}")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     assert token_finding() == (Level.OK, "in RAY_AUTH_TOKEN")
+
+
+def test_a_path_without_a_token_is_not_answered_by_a_command_that_refuses_it(home, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "none"))
+    assert token_finding() == (
+        Level.FAIL,
+        f"none in RAY_AUTH_TOKEN or {home}/none; put the token of the cluster into {home}/none",
+    )
 
 
 def test_an_open_cluster_is_told(home, monkeypatch):

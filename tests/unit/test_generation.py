@@ -149,6 +149,15 @@ def test_an_end_token_of_the_generation_config_ends_a_row(model, tokenizer):
     assert got.finish_reason == "stop"
 
 
+def test_a_row_that_ignores_the_end_has_its_full_length(model, tokenizer):
+    (prompt,) = prompts(9)
+    whole = hf_greedy(model, prompt, 12)
+    model.generation_config.eos_token_id = whole[4]
+    wish = SamplingParams(max_tokens=12, ignore_eos=True)
+    (got,) = make(model, tokenizer).generate([prompt], [wish])
+    assert (got.ids, got.finish_reason) == (whole, "length")
+
+
 def test_special_tokens_are_not_in_the_text(model, tokenizer):
     with torch.no_grad():  # the end-of-turn token wins everywhere
         model.model.norm.weight.zero_()

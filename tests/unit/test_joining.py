@@ -135,3 +135,17 @@ def test_the_right_token_is_taken():
     with head(versions, token="a" * 32) as (address, _):
         line = checked_with(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 32)
     assert line.startswith("the cluster runs Ray 2.9.0")
+
+
+def test_a_token_path_without_a_token_is_one_line_and_not_the_end_of_the_process():
+    script = (
+        "from step_ray.cluster.joining import check_cluster\n"
+        "from step_ray.errors import ClusterError\n"
+        "try:\n    check_cluster('127.0.0.1:1')\n"
+        "except ClusterError as exc:\n    print(exc)\n"
+    )
+    wanting = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=wanting, capture_output=True, text=True, timeout=120
+    )
+    assert "the cluster wants a token and there is none in RAY_AUTH_TOKEN" in done.stdout

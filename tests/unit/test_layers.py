@@ -66,14 +66,14 @@ envs.alfworld.env envs.alfworld.explorer envs.alfworld.parity envs.alfworld.task
 collection.judging
 cluster.joining cluster.nodes serving.generation storage.runfolder tasks teacher
     training.batching training.student
-serving.generation_thread
-cluster.spot
+serving.args serving.generation_thread
+cluster.spot serving.vllm_app
 cluster.raysetup
 dataset report.page rollout serving.local_model training.mask_view training.trainee
 training.batch_view training.layout
 training.learner
 training.speed training.state training.validation
-training.checkpoints training.export
+training.checkpoints training.export training.preemption
 report.episodes report.runs
 collection.runner report storage.claim tools.play tools.viewer training.loop
 serving.episode_service
@@ -107,10 +107,11 @@ HEIGHT = {
 HEAVY = {"ray", "torch", "transformers", "tokenizers", "peft"}
 LOADS_HEAVY = """
 collect render serve serving.agent_server serving.generation serving.generation_thread
-serving.kvcache train training.attention training.batch_view training.batching
+serving.kvcache serving.vllm_app train training.attention training.batch_view training.batching
 training.checkpoints training.encoding training.export training.faults training.flops
 training.headloss training.layout training.learner training.loop training.loss training.mask_view
-training.model_files training.sharding training.speed training.state training.student
+training.model_files training.preemption training.sharding training.speed training.state
+training.student
 training.trainee training.turnend training.validation
 """
 """The modules that load one of these at their top; all others are light for the command line."""

@@ -88,10 +88,14 @@ def test_a_completion_streams_each_choice_under_its_number():
     assert usage["usage"]["total_tokens"] == 10
 
 
-def test_the_body_of_vllms_load_tool_is_taken():
-    body = {"model": "echo", "prompt": "go", "temperature": 0.0, "repetition_penalty": 1.0}
-    body |= {"max_tokens": 9, "logprobs": None, "stream": True, "ignore_eos": False}
-    assert call("POST", COMPLETIONS, json=body).status_code == 200
+def test_the_bodies_of_vllms_load_tool_are_taken():
+    both = {"model": "echo", "temperature": 0.0, "ignore_eos": True, "stream": True}
+    both["stream_options"] = {"include_usage": True}
+    text = {"prompt": "go", "max_tokens": 9, "repetition_penalty": 1.0, "logprobs": None}
+    chat = {"max_completion_tokens": 9}
+    chat["messages"] = [{"role": "user", "content": [{"type": "text", "text": "go"}]}]
+    for path, body in ((COMPLETIONS, text), (CHAT, chat)):
+        assert call("POST", path, json={**both, **body}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -116,7 +120,6 @@ def test_fields_that_change_nothing_or_are_supported_pass(fields):
         ({"logprobs": True}, "logprobs"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"repetition_penalty": 1.1}, "repetition_penalty"),
-        ({"ignore_eos": True}, "ignore_eos"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "9"}, "max_tokens"),
@@ -192,6 +195,23 @@ def test_roles_out_of_order_are_400_with_the_first_that_is(messages, param):
 def test_a_body_that_is_no_object_is_400(content):
     answer = call("POST", CHAT, content=content, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        ('{"model": "echo",', "application/json", "the body is not valid JSON, at character 17"),
+        (
+            '{"model": "echo"}',
+            "application/x-www-form-urlencoded",  # what curl sends unless it is told
+            "the body must be a JSON object, with content-type application/json",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_body_as_a_whole_is_said(content, kind, message):
+    answer = call("POST", CHAT, content=content, headers={"content-type": kind})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["message"], error["param"]) == (400, message, None)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

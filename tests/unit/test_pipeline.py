@@ -12,7 +12,7 @@ from step_ray.cluster.resources import Node
 from step_ray.config import parse_config
 from step_ray.errors import ConfigError, RunStateError
 from step_ray.progress import Reporter
-from step_ray.stages.base import Stage
+from step_ray.stages.base import Stage, StageContext
 from step_ray.stages.line import build_stages
 from step_ray.storage.runfolder import DONE, PARTIAL, RunFolder
 
@@ -161,3 +161,13 @@ def test_a_student_behind_an_address_needs_no_base_agent_and_its_address_may_cha
     assert collect().settings["student"] == "m"
     assert collect().settings == collect(base_url="http://b/v1", api_key_env="K").settings
     assert collect().settings != collect(model="n").settings
+
+
+def test_runs_that_share_a_cluster_serve_their_agents_under_names_of_their_own(tmp_path):
+    def app(address, place):
+        settings = {"name": "r", "output_dir": str(tmp_path / place), "ray": {"address": address}}
+        return StageContext(parse_config(settings), Reporter()).app
+
+    assert app("local", "one") == ""
+    assert re.fullmatch("r-[0-9a-f]{8}", app("auto", "one"))
+    assert app("auto", "one") == app("auto", "two/../one") != app("auto", "two")

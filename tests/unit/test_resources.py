@@ -39,6 +39,13 @@ def test_the_default_run_fits_on_four_cpus():
             " the cluster has 4 CPU, 0 GPU; lower it or use a larger cluster",
         ),
         (
+            {"serve": {"autoscaling": {"min_replicas": 3, "max_replicas": 9}}},
+            "serve.autoscaling.min_replicas: 3 x (1 CPU) does not fit beside"
+            " collect.cpus_per_actor: 1 x (0.5 CPU) and the reader of the task list: 1 x (1 CPU);"
+            " the cluster has 4 CPU,"
+            " 0 GPU; lower it or use a larger cluster",
+        ),
+        (
             {"serve": {"num_replicas": 3}},
             "serve.num_replicas: 3 x (1 CPU) does not fit beside collect.cpus_per_actor:"
             " 1 x (0.5 CPU) and the reader of the task list: 1 x (1 CPU); the cluster has 4 CPU,"
@@ -157,3 +164,18 @@ def test_a_student_behind_an_address_takes_nothing_of_the_cluster():
     gpus = {"serve": {"gpus_per_replica": 1}}
     assert line(BOX, only=("collect",), **gpus) is not None
     assert line(BOX, only=("collect",), collect=student, **gpus) is None
+
+
+def test_a_range_of_workers_on_labelled_nodes_is_refused_where_ray_would_count_others_too():
+    train = {"num_workers": [1, 2], "node_labels": {"role": "train"}, "use_gpu": True}
+    trainer = Node(amounts={"CPU": 8.0, "GPU": 1.0}, labels={"role": "train"})
+    server = Node(amounts={"CPU": 8.0, "GPU": 1.0})
+    players = Node(amounts={"CPU": 8.0})
+    assert line([trainer, players], ["train:base"], train=train) is None
+    assert line([trainer, server], ["train:base"], train={**train, "num_workers": 1}) is None
+    assert line([trainer, server], ["train:base"], train=train) == (
+        "train.num_workers: with a range, Ray counts nodes without train.node_labels too, and"
+        " others here have room for a worker"
+        " (train.num_workers: 1 x (1 CPU, 1 GPU on role: train));"
+        " give one number, or start those nodes without such resources"
+    )

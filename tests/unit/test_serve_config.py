@@ -6,6 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from ray import serve as ray_serve
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 import step_ray.serve
@@ -43,6 +44,34 @@ def test_a_variable_without_a_key_is_refused(monkeypatch, value):
     monkeypatch.setenv("STEP_RAY_KEYS", value)
     with pytest.raises(ConfigError, match=r"serve.api_key_env: 'STEP_RAY_KEYS' is not set"):
         build_app(ServeArgs(model_dir="builtin:tiny-base", api_key_env="STEP_RAY_KEYS"))
+
+
+def test_replicas_come_by_load_until_batches_are_not_more_than_full():
+    args = ServeArgs(model_dir="m", max_batch_size=24, autoscaling={"max_replicas": 3})
+    options = args.replica_options()
+    scaling = AutoscalingConfig(**options["autoscaling_config"])
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 3)
+    assert scaling.target_ongoing_requests == 24
+    assert "num_replicas" not in options
+
+
+@pytest.mark.parametrize(
+    ("serve", "line"),
+    [
+        ({"autoscaling": {}}, r"^serve.autoscaling.max_replicas: "),
+        (
+            {"autoscaling": {"min_replicas": 3, "max_replicas": 2}},
+            "max_replicas: 2 is less than min_replicas: 3",
+        ),
+        (
+            {"num_replicas": 2, "autoscaling": {"max_replicas": 2}},
+            "num_replicas: 2 beside autoscaling; give one of the two",
+        ),
+    ],
+)
+def test_contradicting_numbers_of_replicas_are_refused(serve, line):
+    with pytest.raises(ConfigError, match=line):
+        parse_config({"name": "x", "serve": serve})
 
 
 def test_an_unknown_setting_of_the_agent_is_refused():

@@ -61,13 +61,17 @@ def make_api(
     api.add_middleware(Counting, metrics=metrics)
     if config.cors_origins:
         # outside the keys, for a browser asks without one whether it may ask
-        api.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-session-id"],
-        )
+        api.add_middleware(CORSMiddleware, **cors_options(config))
     return api
+
+
+def cors_options(config: ServeConfig) -> dict[str, Any]:
+    """What web pages of other origins may do."""
+    return {
+        "allow_origins": list(config.cors_origins),
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ["authorization", "content-type", "x-session-id"],
+    }
 
 
 def add_openai_routes(

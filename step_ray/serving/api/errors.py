@@ -104,6 +104,10 @@ def add_error_handlers(api: FastAPI) -> None:
 def _first_fault(exc: RequestValidationError) -> ApiError:
     """The first fault of a body, by the name of its field."""
     fault = exc.errors()[0]
+    if fault["type"] == "json_invalid":  # its place is a number of characters, no field
+        return ApiError(400, f"the body is not valid JSON, at character {fault['loc'][-1]}")
+    if tuple(fault["loc"]) == ("body",):
+        return ApiError(400, "the body must be a JSON object, with content-type application/json")
     param = ".".join(str(part) for part in fault["loc"] if part != "body")
     is_unknown = fault["type"] == "extra_forbidden"
     message = "not supported by this server" if is_unknown else fault["msg"]

@@ -76,8 +76,9 @@ class Sampling(Body):
     frequency_penalty: Neutral = None
     presence_penalty: Neutral = None
     repetition_penalty: Annotated[float | None, Field(ge=1, le=1)] = None
-    """vLLM's, accepted at one only, as are the next: its load tool sends them."""
-    ignore_eos: Literal[False] | None = None
+    """vLLM's, accepted at one only: its load tool sends it."""
+    ignore_eos: bool | None = None
+    """vLLM's: write `max_tokens` tokens, whatever they say; for load tools."""
 
     user: str | None = None
     """This and the next fields do not change the answer and are ignored."""

@@ -1,0 +1,146 @@
+"""The served agent on vLLM: Ray's own OpenAI application, behind our keys and limits.
+
+Takes `ServeArgs`, gives an application with Ray's routes, batching and prefix cache; the routes of
+the agent itself are those of the engine `transformers` only. A LoRA adapter is served on its base,
+which is loaded as it is. Parts of Ray that are not public are used to put the key before the
+routes and to give the adapter the served name: `build_openai_app` can do neither.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from ray import serve
+
+from step_ray.errors import ConfigError
+from step_ray.serving.api.app import cors_options
+from step_ray.serving.api.guard import BodyLimit, KeyGuard
+from step_ray.serving.args import SESSION_ROUTING, ServeArgs
+from step_ray.training.model_files import ADAPTER_FILE, is_adapter
+from step_ray.training.student import resolve_init
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks for which vLLM makes room."""
+
+
+def build_vllm_app(args: ServeArgs) -> serve.Application:
+    """The application for `serve.run`.
+
+    Raises:
+        ConfigError: vLLM is not installed, the key's variable is not set, or vLLM cannot serve the
+            adapter.
+    """
+    try:
+        from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
+        from ray.llm._internal.serve.core.ingress.ingress import OpenAiIngress, make_fastapi_ingress
+        from ray.serve.llm import build_llm_deployment
+    except ImportError as exc:
+        raise ConfigError(
+            "serve.engine: 'vllm' is not installed; pip install 'step-ray[vllm]' or use"
+            " 'transformers'"
+        ) from exc
+    config = _llm_config(args)
+    ingress = make_fastapi_ingress(OpenAiIngress, app=_guarded(args))
+    options = OpenAiIngress.get_deployment_options([config])
+    name = args.served_name
+    application = serve.deployment(ingress, **options).bind(
+        llm_deployments={name: build_llm_deployment(config)},
+        model_cards={name: to_model_metadata(name, config)},
+    )
+    return cast(serve.Application, application)
+
+
+def _guarded(args: ServeArgs) -> FastAPI:
+    """Ray's application without routes, behind our keys, limit of size and list of web pages."""
+    from ray.llm._internal.serve.core.ingress.ingress import init
+
+    api: FastAPI = init()
+    # Ray lets every web page in
+    api.user_middleware = [one for one in api.user_middleware if one.cls is not CORSMiddleware]
+    api.add_middleware(BodyLimit, max_bytes=args.max_body_bytes)
+    api.add_middleware(KeyGuard, digests=args.key_digests())
+    if args.cors_origins:
+        api.add_middleware(CORSMiddleware, **cors_options(args))
+
+    @api.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return api
+
+
+def _llm_config(args: ServeArgs) -> Any:
+    from ray.serve.llm import LLMConfig
+
+    source = resolve_init(args.model_dir)
+    is_lora = is_adapter(source)
+    # a request names the adapter; the name of its base is known to vLLM only
+    base_name = f"{args.served_name}-base" if is_lora else args.served_name
+    return LLMConfig(
+        model_loading_config={
+            "model_id": base_name,
+            "model_source": _base_of(source) if is_lora else source,
+            "tokenizer_source": source,
+        },
+        engine_kwargs={
+            "max_model_len": args.max_length,
+            "dtype": args.dtype,
+            "tensor_parallel_size": max(1, int(args.gpus_per_replica)),
+            "max_num_seqs": args.max_batch_size,
+            "enable_prefix_caching": True,
+            # what vLLM compiles for a GPU it would compile for a CPU too, in minutes
+            "enforce_eager": not args.gpus_per_replica,
+            **(_lora_kwargs(args.served_name, source) if is_lora else {}),
+        },
+        # without GPUs Ray cannot tell the device by itself
+        placement_group_config=None
+        if args.gpus_per_replica
+        else {"bundles": [{"CPU": args.cpus_per_replica}]},
+        deployment_config={
+            **args.replica_options(),
+            "max_queued_requests": args.max_queued_requests,
+            "request_router_config": SESSION_ROUTING,
+            # the engine's workers are bundles of a placement group, and one selector is for all
+            **(
+                {"placement_group_bundle_label_selector": [args.node_labels]}
+                if args.node_labels
+                else {}
+            ),
+        },
+    )
+
+
+def _adapter(source: str) -> dict[str, Any]:
+    text = (Path(source) / ADAPTER_FILE).read_text(encoding="utf-8")
+    return cast(dict[str, Any], json.loads(text))
+
+
+def _base_of(source: str) -> str:
+    return resolve_init(str(_adapter(source)["base_model_name_or_path"]))
+
+
+def _lora_kwargs(served_name: str, source: str) -> dict[str, Any]:
+    """What vLLM needs to serve one adapter under a name of its own.
+
+    Raises:
+        ConfigError: the adapter's rank is above those of vLLM.
+    """
+    from vllm.entrypoints.openai.models.protocol import LoRAModulePath
+
+    rank = int(_adapter(source)["r"])
+    fitting = [most for most in LORA_RANKS if most >= rank]
+    if not fitting:
+        raise ConfigError(
+            f"model_dir: the adapter has rank {rank}, 'vllm' takes {LORA_RANKS[-1]} at most; use"
+            " 'transformers', or export 'merged'"
+        )
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": fitting[0],
+        "lora_modules": [LoRAModulePath(name=served_name, path=source)],
+        # where a turn ends is said by the adapter's export
+        "generation_config": source,
+    }
