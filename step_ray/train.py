@@ -95,14 +95,18 @@ def train(
     _check(job)
     _claim(job)
     if not job.output_dir.exists():
-        job.output_dir.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            _progress(job.work_dir / STARTS_FILE, on_start),
-            _progress(job.work_dir / METRICS_FILE, on_progress),
-        ):
-            _fit(job)
+        _fit_and_tell(job, on_start, on_progress)
     saved = (job.output_dir / RESULT_FILE).read_text(encoding="utf-8")
     return TrainResult(**json.loads(saved))
+
+
+def _fit_and_tell(job: TrainJob, on_start: Progress | None, on_progress: Progress | None) -> None:
+    job.output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        _progress(job.work_dir / STARTS_FILE, on_start),
+        _progress(job.work_dir / METRICS_FILE, on_progress),
+    ):
+        _fit(job)
 
 
 def _check(job: TrainJob) -> None:
