@@ -10,6 +10,7 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from importlib import metadata
@@ -215,6 +216,18 @@ def _token_advice(path: Path) -> str:
     return "ray get-auth-token --generate, or the token of the cluster"
 
 
+@contextmanager
+def left_as_it_was(folder: Path) -> Iterator[None]:
+    """Take a folder away again that was made for a check only."""
+    is_new = not folder.exists()
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # somebody has put something there
+                folder.rmdir()
+
+
 def check_members(config: RunConfig) -> Iterator[Finding]:
     """Join the cluster, ask its nodes, and see whether the run fits."""
     from step_ray.cluster.nodes import check_folder, check_nodes
@@ -226,7 +239,8 @@ def check_members(config: RunConfig) -> Iterator[Finding]:
         with connected(config.ray):
             nodes = cluster_nodes()
             yield ok("cluster", f"{len(nodes)} node(s) at {config.ray.address!r}")
-            reports = check_nodes(config.run_dir)
+            with left_as_it_was(config.run_dir):
+                reports = check_nodes(config.run_dir)
             silent = len(nodes) - len(reports)
             told = f"{len(reports)} node(s) have the same versions and see {config.run_dir}"
             yield (

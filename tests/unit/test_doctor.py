@@ -155,3 +155,14 @@ def test_a_wrong_config_is_a_wrong_input(step_ray):
     code, _, lines = step_ray("doctor", "no.yaml")
     assert code == 2
     assert lines == ["step-ray: config: 'no.yaml' cannot be read (No such file or directory)"]
+
+
+def test_a_folder_that_was_made_for_a_check_is_taken_away_again(tmp_path):
+    fresh, used, kept = tmp_path / "fresh", tmp_path / "used", tmp_path / "kept"
+    kept.mkdir()
+    for folder in (fresh, used, kept):
+        with doctor.left_as_it_was(folder):
+            folder.mkdir(exist_ok=True)
+            if folder is used:
+                (folder / "config.yaml").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "used"]
