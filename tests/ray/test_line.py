@@ -313,7 +313,8 @@ def test_official_games_a_model_folder_and_a_teacher_behind_http(tmp_path, teach
     assert len(asked) > judged  # broken answers were asked for again
     assert {request["response_format"]["type"] for request in asked} == {"json_schema"}
     step = read_json(config.run_dir / "datasets" / "step_replace" / "summary.json")
-    assert step["by_source"] == {"expert": 6, "self_reflected": 6}
+    assert step["by_source"] == {"expert": 5, "self_reflected": 5}  # one of each is held out
+    assert step["num_validation"] == 2
     assert step["num_masked_tokens"] == 0  # the errors are not in the text
     page = (config.run_dir / "report" / "index.html").read_text()
     assert all(arm in page for arm in ("base", "golden_same_tokens", "step_replace"))
