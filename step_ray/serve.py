@@ -66,7 +66,7 @@ def _build(args: ServeArgs, job_id: str) -> serve.Application:
     settings = {
         "device": "cuda" if args.gpus_per_replica else "cpu",
         "prefix_cache_mb": args.prefix_cache_mb,
-        "key_digests": list(args.key_digests()),
+        "key_digests": args.key_digests(),
     }
     config = ServeConfig(**args.model_dump(include=REPLICA_KEYS))
     if job_id:

@@ -70,6 +70,6 @@ class ServeArgs(ServeConfig):
             raise ConfigError(f"serve.api_key_env: {self.api_key_env!r} is not set; export the key")
         return [key for key in keys if key]
 
-    def key_digests(self) -> tuple[str, ...]:
+    def key_digests(self) -> list[str]:
         """`guard.key_digest` of each key."""
-        return tuple(key_digest(key) for key in self.api_keys())
+        return [key_digest(key) for key in self.api_keys()]

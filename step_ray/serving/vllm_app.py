@@ -6,8 +6,6 @@ which is loaded as it is. Parts of Ray that are not public are used to put the k
 routes and to give the adapter the served name: `build_openai_app` can do neither.
 """
 
-import json
-from pathlib import Path
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -18,7 +16,7 @@ from step_ray.errors import ConfigError
 from step_ray.serving.api.app import cors_options
 from step_ray.serving.api.guard import BodyLimit, KeyGuard
 from step_ray.serving.args import SESSION_ROUTING, ServeArgs
-from step_ray.training.model_files import ADAPTER_FILE, is_adapter
+from step_ray.training.model_files import adapter_config, is_adapter
 from step_ray.training.student import resolve_init
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -74,14 +72,15 @@ def _guarded(args: ServeArgs) -> FastAPI:
 def _llm_config(args: ServeArgs) -> Any:
     from ray.serve.llm import LLMConfig
 
-    source = resolve_init(args.model_dir)
-    is_lora = is_adapter(source)
+    source = base = resolve_init(args.model_dir)
+    if is_lora := is_adapter(source):
+        base = resolve_init(adapter_config(source)["base_model_name_or_path"])
     # a request names the adapter; the name of its base is known to vLLM only
     base_name = f"{args.served_name}-base" if is_lora else args.served_name
     return LLMConfig(
         model_loading_config={
             "model_id": base_name,
-            "model_source": _base_of(source) if is_lora else source,
+            "model_source": base,
             "tokenizer_source": source,
         },
         engine_kwargs={
@@ -112,15 +111,6 @@ def _llm_config(args: ServeArgs) -> Any:
     )
 
 
-def _adapter(source: str) -> dict[str, Any]:
-    text = (Path(source) / ADAPTER_FILE).read_text(encoding="utf-8")
-    return cast(dict[str, Any], json.loads(text))
-
-
-def _base_of(source: str) -> str:
-    return resolve_init(str(_adapter(source)["base_model_name_or_path"]))
-
-
 def _lora_kwargs(served_name: str, source: str) -> dict[str, Any]:
     """What vLLM needs to serve one adapter under a name of its own.
 
@@ -129,7 +119,7 @@ def _lora_kwargs(served_name: str, source: str) -> dict[str, Any]:
     """
     from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 
-    rank = int(_adapter(source)["r"])
+    rank = int(adapter_config(source)["r"])
     fitting = [most for most in LORA_RANKS if most >= rank]
     if not fitting:
         raise ConfigError(

@@ -121,10 +121,10 @@ class _Run:
                 self.metrics.append(line)
                 self.trackers.log(line)
             is_leaving = self.notices.has_new()
-            if is_leaving and self.metrics:
-                self.metrics.note_preemption(line["step"])
             if is_leaving or self._is_kept(line["step"], validated=validated):
                 checkpoints.save(self.learner, line, self.job.config, at_once=is_leaving)
+            if is_leaving and self.metrics:
+                self.metrics.note_preemption(line["step"])
 
     def _is_kept(self, step: int, *, validated: bool) -> bool:
         config = self.job.config

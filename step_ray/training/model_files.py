@@ -30,11 +30,17 @@ def is_adapter(source: str) -> bool:
     return (Path(source) / ADAPTER_FILE).is_file()
 
 
+def adapter_config(source: str) -> Mapping[str, Any]:
+    """PEFT's config of the adapter in a folder; it names the base and the rank `r`."""
+    text = (Path(source) / ADAPTER_FILE).read_text(encoding="utf-8")
+    config: Mapping[str, Any] = json.loads(text)
+    return config
+
+
 def load_config(source: str) -> Any:
     """The model config of a folder or hub id; that of its base for the folder of an adapter."""
     if is_adapter(source):
-        text = (Path(source) / ADAPTER_FILE).read_text(encoding="utf-8")
-        source = json.loads(text)["base_model_name_or_path"]
+        source = adapter_config(source)["base_model_name_or_path"]
     return AutoConfig.from_pretrained(source)
 
 
