@@ -60,7 +60,9 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             config_yaml=yaml.safe_dump(plain(inputs.config), sort_keys=False, allow_unicode=True),
             rows=rows,
             confidence=confidence,
-            types=_by_task_type(rows, inputs.task_types),
+            is_graded=_is_graded(rows),
+            types=_by_task_type(rows, inputs.task_types, "by_task_type"),
+            type_scores=_by_task_type(rows, inputs.task_types, "reward_by_task_type"),
             behaviour=_behaviour(rows),
             forest=charts.forest(differences(rows)),
             chart_log=charts.loss_chart(inputs.training, log_y=True),
@@ -104,15 +106,27 @@ def run_facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _by_task_type(rows: Sequence[ResultRow], task_types: Mapping[str, str]) -> dict[str, Any]:
-    """Arms that were run, and per task type its number of tasks and each arm's interval."""
+def _is_graded(rows: Sequence[ResultRow]) -> bool:
+    """Whether scores say more than successes do."""
     run = [row.report for row in rows if row.report]
+    return any(abs(r.mean_reward.estimate - r.success_rate.estimate) > 1e-9 for r in run)
+
+
+def _by_task_type(
+    rows: Sequence[ResultRow], task_types: Mapping[str, str], which: str
+) -> dict[str, Any]:
+    """Arms that were run, and per task type its number of tasks and each arm's interval.
+
+    `which` is a field of `EvalReport`.
+    """
+    run = [row.report for row in rows if row.report]
+    found: list[Mapping[str, Interval]] = [getattr(report, which) for report in run]
     numbers = Counter(task_types.values())
-    names = sorted({name for report in run for name in report.by_task_type})
+    names = sorted({name for intervals in found for name in intervals})
     return {
         "arms": [report.model for report in run],
         "lines": [
-            (name or "(none)", numbers.get(name), [r.by_task_type.get(name) for r in run])
+            (name or "(none)", numbers.get(name), [intervals.get(name) for intervals in found])
             for name in names
         ],
     }

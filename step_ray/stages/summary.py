@@ -13,7 +13,8 @@ from rich.console import Console
 
 from step_ray.config import BASE, RunConfig
 from step_ray.evaluation.evalreport import summarize
-from step_ray.evaluation.stats import success_by_task
+from step_ray.evaluation.scores import SCORES
+from step_ray.evaluation.stats import score_by_task, success_by_task
 from step_ray.report import (
     CollectionCounts,
     ReportInputs,
@@ -60,6 +61,7 @@ def gather(config: RunConfig) -> ReportInputs:
         config=plain,
         evals=[_eval(config, model, trajectories) for model, trajectories in played.items()],
         outcomes={model: success_by_task(t) for model, t in played.items()},
+        scores={m: score_by_task(t, SCORES[config.env.scoring]) for m, t in played.items()},
         training={m: lines for m, lines in training.items() if lines},
         collection=_collection(root / "trajectories" / "collect"),
         collection_state=_collection_state(config),
