@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from step_ray.evaluation.stats import PairedDifference, wilson_interval
 from step_ray.report import charts
@@ -48,14 +49,30 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
     Raises:
         DataError: two evaluations of one arm.
     """
+    body = report_body(inputs, "episodes.html")
+    page = environment().get_template("report.html.j2")
+    write_text(Path(path), page.render(name=run_facts(inputs.run)[0][1], body=body))
+
+
+def report_body(inputs: ReportInputs, viewer: str) -> Markup:
+    """The report without a page around it.
+
+    Args:
+        inputs: what it shows.
+        viewer: the file with the episodes; empty: they are in the same page.
+
+    Raises:
+        DataError: two evaluations of one arm.
+    """
     rows = results_rows(inputs)
     confidences = [row.report.success_rate.confidence for row in rows if row.report]
     confidence = confidences[0] if confidences else DEFAULT_CONFIDENCE
     mask_suboptimal = _masks_suboptimal(inputs.config)
-    html = (
+    return Markup(
         environment()
-        .get_template("report.html.j2")
+        .get_template("report_body.html.j2")
         .render(
+            viewer=viewer,
             facts=run_facts(inputs.run),
             config_yaml=yaml.safe_dump(plain(inputs.config), sort_keys=False, allow_unicode=True),
             rows=rows,
@@ -77,7 +94,6 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             examples=[example_view(t, mask_suboptimal) for t in inputs.collection.examples()],
         )
     )
-    write_text(Path(path), html)
 
 
 def environment() -> Environment:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from rich.console import Console
 
 from step_ray.config import BASE, RunConfig
@@ -18,10 +19,12 @@ from step_ray.evaluation.stats import score_by_task, success_by_task
 from step_ray.report import (
     CollectionCounts,
     ReportInputs,
+    report_body,
     results_table,
     write_report,
     write_results,
 )
+from step_ray.report.results import EpisodeCounts
 from step_ray.storage.runfolder import DONE, RunFolder, fingerprint
 from step_ray.store import iter_trajectories, read_json, read_trajectories, write_json
 from step_ray.tools.episodes import MOST_EPISODES, write_run_episodes
@@ -44,6 +47,27 @@ def write_run_report(config: RunConfig, console: Console, most: int = MOST_EPISO
     write_json(config.run_dir / "summary.json", read_json(folder / "results.json"))
     console.print(results_table(inputs))
     return folder / "index.html"
+
+
+def write_whole_report(
+    config: RunConfig, path: Path, console: Console, most: int = MOST_EPISODES
+) -> None:
+    """Write report and episodes as one file, to be sent to somebody; print the table.
+
+    Args:
+        config: the run.
+        path: HTML file to write.
+        console: gets the table.
+        most: episodes of one folder in it.
+    """
+    inputs = gather(config)
+
+    def above(counts: EpisodeCounts) -> Markup:
+        return report_body(replace(inputs, episodes=counts), viewer="")
+
+    if write_run_episodes(config, path, most, above) is None:
+        write_report(path, inputs)
+    console.print(results_table(inputs))
 
 
 def gather(config: RunConfig) -> ReportInputs:
