@@ -13,7 +13,15 @@ import yaml
 
 from step_ray.calls.endpoint import NO_KEY, check_chat, check_endpoint
 from step_ray.cluster.nodes import check_folder, check_nodes, node_addresses, reach_fault
-from step_ray.cluster.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
+from step_ray.cluster.resources import (
+    can_grow,
+    cluster_nodes,
+    fault,
+    free_resources,
+    local_nodes,
+    needs_gpus,
+    taken,
+)
 from step_ray.config import RunConfig
 from step_ray.errors import ConfigError, RunStateError, StepRayError
 from step_ray.progress import Reporter
@@ -123,6 +131,9 @@ def _cluster_resources(config: RunConfig, stages: Sequence[str], reporter: Repor
         raise ConfigError(line)
     if line:
         reporter.line(f"[yellow]waits[/]   until the cluster grows: {line}")
+    elif config.ray.address != "local" and (line := taken(config, stages, free_resources())):
+        # this may pass, so it is told and not refused: Ray would wait without a word
+        reporter.line(f"[yellow]waits[/]   for resources: {line}")
 
 
 def _refuse_unreachable_agent(config: RunConfig, stages: Sequence[str]) -> None:
@@ -184,13 +195,13 @@ def run(
         if check.error:
             raise check.error
     with folder.locked(), connected(config.ray):
+        context = StageContext(config, reporter)
+        context.end_leftovers()
         _cluster_resources(config, todo, reporter)
         if config.ray.address != "local":
             check_nodes(config.run_dir)
             _refuse_unreachable_agent(config, todo)
         _write_run_files(config)
-        context = StageContext(config, reporter)
-        context.end_leftovers()
         try:
             for stage in chosen:
                 _run_stage(folder, stage, context, redo)

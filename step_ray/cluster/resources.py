@@ -110,6 +110,26 @@ def fault(config: RunConfig, stages: Sequence[str], nodes: Sequence[Node]) -> st
     return None
 
 
+def taken(config: RunConfig, stages: Sequence[str], free: Amounts) -> str | None:
+    """What the stages would wait for, because others on the cluster hold it now; None: nothing.
+
+    Args:
+        config: the run.
+        stages: those to do.
+        free: what nobody holds, over all nodes.
+    """
+    for demands in together(config, stages):
+        for name in ("CPU", "GPU"):
+            wanted = sum(demand.total(name) for demand in demands)
+            if wanted > free.get(name, 0.0) + 1e-6:
+                which = " and ".join(str(demand) for demand in demands if demand.total(name))
+                return (
+                    f"{wanted:g} {name} are wanted at once ({which}), {free.get(name, 0.0):g} are"
+                    " free; others on the cluster hold the rest"
+                )
+    return None
+
+
 def _range_line(demand: Demand) -> str:
     """Ray 2.60 counts the workers that all nodes could hold, and waits for ever for those that have
     to be elsewhere."""
@@ -210,6 +230,14 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def free_resources() -> Amounts:
+    """What nobody holds of the cluster that Ray is connected to."""
+    import ray
+
+    free: Amounts = ray.available_resources()
+    return free
 
 
 def can_grow() -> bool:

@@ -68,9 +68,7 @@ def test_the_folder_of_a_run_is_reported_in_one_file(step_ray, tmp_path):
     (config.run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     (config.run_dir / "run.json").write_text('{"starts": [{}]}')
     moved = (tmp_path / "runs").rename(tmp_path / "archive") / config.name
-    code, _, err = step_ray(
-        "report", moved, "-o", tmp_path / "one.html", "evaluate.confidence=0.9"
-    )
+    code, _, err = step_ray("report", moved, "-o", tmp_path / "one.html", "evaluate.confidence=0.9")
     assert (code, err) == (0, [])
     page = (tmp_path / "one.html").read_text()
     assert "90 % Wilson interval" in page
