@@ -8,7 +8,8 @@ Ray's metrics port.
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -26,6 +27,7 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
 )
 from ray.llm._internal.serve.core.ingress.ingress import OpenAiIngress
 from ray.serve.context import _get_serve_request_context
+from starlette.middleware import Middleware
 
 from step_ray.calls.endpoint import CONTEXT_CODE
 from step_ray.errors import ContextLengthError
@@ -67,9 +69,9 @@ class VllmAnswer:
 class VllmStudent:
     """The served model as the player of episodes (`llm.ChatModel`), without HTTP in between."""
 
-    def __init__(self, ingress: "AgentIngress") -> None:
-        self.name = ingress.model
-        self._ingress = ingress
+    def __init__(self, backend: "VllmBackend") -> None:
+        self.name = backend.model
+        self._backend = backend
 
     async def complete(
         self,
@@ -83,7 +85,7 @@ class VllmStudent:
     ) -> Completion:
         """Answer the conversation; see `ChatModel.complete`."""
         assert json_schema is None, "the student is asked for no schema"
-        answer = await self._ingress.ask(
+        answer = await self._backend.ask(
             messages,
             session_id,
             max_tokens=max_tokens,
@@ -101,32 +103,20 @@ class VllmStudent:
         """Nothing to close."""
 
 
-@serve.ingress()
-class AgentIngress(OpenAiIngress):
-    """Ray's ingress of one model, with the agent in it.
+class VllmBackend:
+    """The agent over Ray's LLM deployment, as `api.backend.AgentBackend`.
 
     Args:
-        llm_deployments: name of the model -> handle of what serves it.
-        model_cards: name of the model -> its card.
+        model: name under which it is served.
+        handle: of the deployment; its methods stream.
         config: limits.
-        key_digests: `guard.key_digest` of each key.
-        most_open: requests at once, those that wait included; negative: no limit.
+        replica: name of this replica among others.
     """
 
-    def __init__(
-        self,
-        llm_deployments: dict[str, Any],
-        model_cards: dict[str, Any],
-        *,
-        config: ServeConfig,
-        key_digests: Sequence[str],
-        most_open: int,
-    ) -> None:
-        super().__init__(llm_deployments, model_cards)
-        (self.model,) = model_cards
-        self._config, self._key_digests, self._most_open = config, key_digests, most_open
+    def __init__(self, model: str, handle: Any, config: ServeConfig, replica: str) -> None:
+        self.model = model
+        self._handle, self._config = handle, config
         self._num_asked = 0
-        replica = serve.get_replica_context().replica_id.unique_id
         self.counts = ServeMetrics(replica, self._num_running, self._num_running)
         self._episodes = EpisodeService(config.agent, self.counts)
 
@@ -134,51 +124,14 @@ class AgentIngress(OpenAiIngress):
         """Prompts at vLLM, which batches and queues them itself."""
         return self._num_asked
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        api = guarded_api(self, self._config, self.counts, self._key_digests)
-        api.add_middleware(QueueLimit, most=self._most_open, retry_after_s=RETRY_AFTER_S)
-        api.add_exception_handler(OpenAIHTTPException, _rays_error)
-        api.get("/v1/models")(self.models)
-        api.post("/v1/chat/completions")(self.chat)
-        api.post("/v1/completions")(self.completions)
-        return api
-
-    async def chat(self, body: VllmChatRequest, request: Request) -> Response:
-        """`/v1/chat/completions`, as Ray answers it."""
-        self._limit(body, "max_completion_tokens")
-        return await self._in_time(super().chat(body, request))
-
-    async def completions(self, body: VllmCompletionRequest, request: Request) -> Response:
-        """`/v1/completions`, as Ray answers it."""
-        self._limit(body, "max_tokens")
-        return await self._in_time(super().completions(body, request))
-
-    async def _in_time(self, asking: Awaitable[T]) -> T:
-        """A whole answer, or the beginning of a stream."""
-        timeout_s = self._config.request_timeout_s
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Count a prompt while the block runs."""
         self._num_asked += 1
         try:
-            async with asyncio.timeout(timeout_s):
-                return await asking
-        except TimeoutError as exc:
-            raise refused(exc, "messages", timeout_s) from exc
+            yield
         finally:
             self._num_asked -= 1
-
-    def _limit(self, body: Any, name: str) -> None:
-        """Hold a request to `max_new_tokens`; one that asks for no number gets so many at most."""
-        most = self._config.max_new_tokens
-        if most is None:
-            return
-        wanted = max(getattr(body, key, None) or 0 for key in ("max_tokens", name))
-        if wanted > most:
-            raise ApiError(
-                400,
-                f"max_tokens: {wanted} asked for, this server gives {most} at most",
-                param="max_tokens",
-            )
-        if not wanted:
-            setattr(body, name, most)
 
     async def act(self, request: ActRequest) -> VllmAnswer:
         """See `AgentBackend.act`."""
@@ -216,17 +169,94 @@ class AgentIngress(OpenAiIngress):
             return_token_ids=True,
             **sampling,
         )
-        self._limit(body, "max_completion_tokens")
-        handle = self._get_configured_serve_handle(self.model)
+        limit_tokens(body, "max_completion_tokens", self._config.max_new_tokens)
+        handle = self._handle
         if session_id is not None:
             handle = handle.options(session_id=session_id)
-        self._num_asked += 1
-        try:
+        with self.asking():
             async for reply in handle.chat.remote(body, None):
                 return _answer(reply)
-        finally:
-            self._num_asked -= 1
         raise ApiError(500, "the engine has given no answer", kind="server_error")
+
+
+@serve.ingress()
+class AgentIngress(OpenAiIngress):
+    """Ray's ingress of one model, with the agent in it.
+
+    Args:
+        llm_deployments: name of the model -> handle of what serves it.
+        model_cards: name of the model -> its card.
+        config: limits.
+        key_digests: `guard.key_digest` of each key.
+        most_open: requests at once, those that wait included; negative: no limit.
+    """
+
+    def __init__(
+        self,
+        llm_deployments: dict[str, Any],
+        model_cards: dict[str, Any],
+        *,
+        config: ServeConfig,
+        key_digests: Sequence[str],
+        most_open: int,
+    ) -> None:
+        super().__init__(llm_deployments, model_cards)
+        self._config, self._key_digests, self._most_open = config, key_digests, most_open
+        (name,) = model_cards
+        replica = serve.get_replica_context().replica_id.unique_id
+        handle = self._get_configured_serve_handle(name)
+        self._agent = VllmBackend(name, handle, config, replica)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        counts = self._agent.counts
+        api = guarded_api(self._agent, self._config, counts, self._key_digests)
+        # the innermost: only who has a key takes a place, and who gets none is counted
+        limit = Middleware(QueueLimit, most=self._most_open, retry_after_s=RETRY_AFTER_S)
+        api.user_middleware.append(limit)
+        api.add_exception_handler(OpenAIHTTPException, _rays_error)
+        api.get("/v1/models")(self.models)
+        api.post("/v1/chat/completions")(self.chat)
+        api.post("/v1/completions")(self.completions)
+        return api
+
+    async def chat(self, body: VllmChatRequest, request: Request) -> Response:
+        """`/v1/chat/completions`, as Ray answers it."""
+        limit_tokens(body, "max_completion_tokens", self._config.max_new_tokens)
+        return await self._in_time(super().chat(body, request))
+
+    async def completions(self, body: VllmCompletionRequest, request: Request) -> Response:
+        """`/v1/completions`, as Ray answers it."""
+        limit_tokens(body, "max_tokens", self._config.max_new_tokens)
+        return await self._in_time(super().completions(body, request))
+
+    async def _in_time(self, asking: Awaitable[T]) -> T:
+        """A whole answer, or the beginning of a stream."""
+        timeout_s = self._config.request_timeout_s
+        try:
+            with self._agent.asking():
+                async with asyncio.timeout(timeout_s):
+                    return await asking
+        except TimeoutError as exc:
+            raise refused(exc, "messages", timeout_s) from exc
+
+
+def limit_tokens(body: Any, name: str, most: int | None) -> None:
+    """Hold a request to `most` new tokens; one that asks for no number gets so many at most.
+
+    Raises:
+        ApiError: 400, it asks for more.
+    """
+    if most is None:
+        return
+    wanted = max(getattr(body, key, None) or 0 for key in ("max_tokens", name))
+    if wanted > most:
+        raise ApiError(
+            400,
+            f"max_tokens: {wanted} asked for, this server gives {most} at most",
+            param="max_tokens",
+        )
+    if not wanted:
+        setattr(body, name, most)
 
 
 def _answer(reply: Any) -> Answer:
