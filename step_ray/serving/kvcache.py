@@ -170,7 +170,8 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._entries.clear()
+        self._layers.clear()
+        self._keys.clear()
         self.num_bytes = 0
 
     def __len__(self) -> int:
