@@ -83,6 +83,14 @@ def test_a_folder_without_a_run_is_refused(step_ray, tmp_path):
 # Wrong input, seen before any work
 
 
+def test_a_replica_that_has_no_place_here_is_refused_and_not_waited_for(step_ray, config):
+    path = config(serve={"cpus_per_replica": 9}, ray={"num_cpus": 4})
+    assert refusal(step_ray("serve", path)) == (
+        "serve.num_replicas: 1 x (9 CPU) does not fit; the cluster has 4 CPU, 0 GPU;"
+        " lower it or use a larger cluster"
+    )
+
+
 def test_an_unknown_key(step_ray, config):
     path = config(train={"lr": 1})
     assert refusal(step_ray("run", path)).startswith(
