@@ -89,9 +89,7 @@ def too_small(config, stages, nodes):
 
 
 def test_a_cluster_that_is_too_small_is_refused_unless_it_can_grow(line, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        resources, "fault", lambda config, stages, nodes: f"{stages} on {nodes[0].get('CPU')} CPU"
-    )
+    monkeypatch.setattr(resources, "fault", too_small)
     with pytest.raises(ConfigError) as caught:
         line(10)
     assert str(caught.value) == "['collect', 'dataset'] on 4.0 CPU"
