@@ -160,24 +160,39 @@ def evaluate(
 
 @app.command()
 def report(
-    config: ConfigPath,
-    assignments: Assignments = None,
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG|RUN... [A.B=C]...", help="configs or folders of runs"),
+    ],
     overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="one HTML file with report and episodes, to send away"),
+    ] = None,
     episodes: Annotated[
         int | None,
         typer.Option("--episodes", min=1, help="most of one agent in the viewer; default 2000"),
     ] = None,
 ) -> None:
-    """Write the report from what the run folder has; what is missing is shown as not run."""
-    from step_ray.stages.summary import write_run_report
+    """Write the report from what the run folder has; what is missing is shown as not run.
+
+    Several runs of one config are put side by side, as `compare` does.
+    """
+    from step_ray.stages.summary import write_run_report, write_whole_report
     from step_ray.tools.episodes import MOST_EPISODES
 
-    resolved = _load(config, overrides, assignments)
-    if not (resolved.run_dir / "run.json").is_file():
-        raise ConfigError(
-            f"name: there is no run in {str(resolved.run_dir)!r}; start it with `step-ray run`"
-        )
-    print(write_run_report(resolved, Console(highlight=False), episodes or MOST_EPISODES))
+    paths = [Path(name) for name in targets if name == targets[0] or Path(name).exists()]
+    if len(paths) > 1:
+        compare(paths, out or Path("compare.html"))
+        return
+    assignments = targets[1:]
+    resolved = _load_run(paths[0], overrides, assignments)
+    console, most = Console(highlight=False), episodes or MOST_EPISODES
+    if out is None:
+        print(write_run_report(resolved, console, most))
+    else:
+        write_whole_report(resolved, out, console, most)
+        print(out)
 
 
 @app.command()
@@ -307,6 +322,21 @@ def _load(
     """The config with its overrides, later ones win, and what the flag stands for."""
     flag = ["collect.retry_errors=true"] if retry_errors else []
     return load_config(config, [*(overrides or ()), *(assignments or ()), *flag])
+
+
+def _load_run(path: Path, overrides: list[str] | None, assignments: list[str] | None) -> RunConfig:
+    """The config of a run that has begun: of its folder, wherever that is now, or of a file."""
+    if path.is_dir():
+        here = path.resolve()
+        where = [f"output_dir={here.parent}", f"name={here.name}"]
+        resolved = _load(here / "config.yaml", where, [*(overrides or ()), *(assignments or ())])
+    else:
+        resolved = _load(path, overrides, assignments)
+    if not (resolved.run_dir / "run.json").is_file():
+        raise ConfigError(
+            f"name: there is no run in {str(resolved.run_dir)!r}; start it with `step-ray run`"
+        )
+    return resolved
 
 
 def _stages(

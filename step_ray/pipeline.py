@@ -13,7 +13,7 @@ import yaml
 
 from step_ray.calls.endpoint import NO_KEY, check_chat, check_endpoint
 from step_ray.cluster.nodes import check_folder, check_nodes, node_addresses, reach_fault
-from step_ray.cluster.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
+from step_ray.cluster.resources import place, refuse_locally
 from step_ray.config import RunConfig
 from step_ray.errors import ConfigError, RunStateError, StepRayError
 from step_ray.progress import Reporter
@@ -64,7 +64,7 @@ def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) ->
         "tasks": lambda: task_source(config.env.name).check(config),
     }
     if config.ray.address == "local":
-        checks["resources of a local cluster"] = lambda: _local_resources(config, stages)
+        checks["resources of a local cluster"] = lambda: refuse_locally(config, stages)
     asks = ask and "collect" in stages
     # the tasks, and models that are served elsewhere, need neither teacher nor student
     plays = any(not name.startswith(("tasks", "outside:")) for name in stages)
@@ -108,21 +108,6 @@ def _endpoint(
     check_endpoint(where, base_url, model, key, timeout_s=10.0)
     if asks:
         check_chat(where, base_url, model, key, 10.0, tokens)
-
-
-def _local_resources(config: RunConfig, stages: Sequence[str]) -> None:
-    line = fault(config, stages, local_nodes(config.ray, with_gpus=needs_gpus(config)))
-    if line:
-        raise ConfigError(line)
-
-
-def _cluster_resources(config: RunConfig, stages: Sequence[str], reporter: Reporter) -> None:
-    """Refuse what the cluster we are connected to can never hold."""
-    line = fault(config, stages, cluster_nodes())
-    if line and not can_grow():
-        raise ConfigError(line)
-    if line:
-        reporter.line(f"[yellow]waits[/]   until the cluster grows: {line}")
 
 
 def _refuse_unreachable_agent(config: RunConfig, stages: Sequence[str]) -> None:
@@ -184,13 +169,14 @@ def run(
         if check.error:
             raise check.error
     with folder.locked(), connected(config.ray):
-        _cluster_resources(config, todo, reporter)
+        context = StageContext(config, reporter)
+        context.end_leftovers()
+        if line := place(config, todo):
+            reporter.line(f"[yellow]waits[/]   {line}")
         if config.ray.address != "local":
             check_nodes(config.run_dir)
             _refuse_unreachable_agent(config, todo)
         _write_run_files(config)
-        context = StageContext(config, reporter)
-        context.end_leftovers()
         try:
             for stage in chosen:
                 _run_stage(folder, stage, context, redo)

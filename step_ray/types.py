@@ -244,6 +244,7 @@ class EvalReport:
     """Steps per episode that were unreadable or that the environment did not carry out."""
     stop_reasons: Mapping[str, int]
     by_task_type: Mapping[str, Interval]
+    """Task type -> success rate."""
     seconds: float
     seed: int
     mean_best_reward: Interval | None = None
@@ -252,3 +253,5 @@ class EvalReport:
     """Name -> mean over tasks, see behaviour.MEASURES."""
     scoring: str = "final"
     """Which score `mean_reward` is the mean of, see scores.SCORES."""
+    reward_by_task_type: Mapping[str, Interval] = field(default_factory=dict)
+    """Task type -> mean of that score; empty: not recorded."""

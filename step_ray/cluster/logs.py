@@ -20,6 +20,8 @@ LOGGER = "step_ray"
 """Logger of the package, above those of its modules."""
 WARNING_STYLE = "[yellow]"
 """How a Reporter's line shows that something is not as it should be."""
+CLIENT_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai")
+"""Loggers of HTTP clients, under the names that they have had."""
 IDS = ("run", "stage", "task", "episode", "stop_reason")
 """What a line may carry beside its message, as `extra` of a log call."""
 
@@ -73,7 +75,7 @@ def reporter_for(config: RunConfig) -> Reporter:
 
 def quiet_clients() -> None:
     """Keep the line that HTTP clients log for each request out of logs at level INFO."""
-    for name in ("httpx", "httpcore", "openai"):
+    for name in CLIENT_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

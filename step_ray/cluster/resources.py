@@ -2,6 +2,7 @@
 
 Takes a config, the names of the stages to do and the resources of nodes, gives one line or nothing.
 It refuses only what is certain: sums that do not fit, and single workers that no node can hold.
+What others hold just now is told.
 """
 
 import json
@@ -10,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from step_ray.config import BASE, RayConfig, RunConfig, TrainConfig
+from step_ray.errors import ConfigError
 
 MIN_LOGICAL_CPUS = 4
 """Ray Data's readers, rollout actors and a Serve replica need logical CPUs side by side."""
+SERVE = "serve"
+"""In a list of stages: `step-ray serve`, which is none of a run's."""
 READER_CPUS = 1.0
 """What Ray Data takes for a task that reads or writes."""
 
@@ -110,6 +114,26 @@ def fault(config: RunConfig, stages: Sequence[str], nodes: Sequence[Node]) -> st
     return None
 
 
+def taken(config: RunConfig, stages: Sequence[str], free: Amounts) -> str | None:
+    """What the stages would wait for, because others on the cluster hold it now; None: nothing.
+
+    Args:
+        config: the run.
+        stages: those to do.
+        free: what nobody holds, over all nodes.
+    """
+    for demands in together(config, stages):
+        for name in ("CPU", "GPU"):
+            wanted = sum(demand.total(name) for demand in demands)
+            if wanted > free.get(name, 0.0) + 1e-6:
+                which = " and ".join(str(demand) for demand in demands if demand.total(name))
+                return (
+                    f"{wanted:g} {name} are wanted at once ({which}), {free.get(name, 0.0):g} are"
+                    " free; others on the cluster hold the rest"
+                )
+    return None
+
+
 def _range_line(demand: Demand) -> str:
     """Ray 2.60 counts the workers that all nodes could hold, and waits for ever for those that have
     to be elsewhere."""
@@ -160,6 +184,8 @@ def together(config: RunConfig, stages: Sequence[str]) -> list[list[Demand]]:
     plays_alone = any(name == "expert" or name.startswith("outside:") for name in stages)
     plays_alone |= "collect" in stages and not is_collecting
     moments = [rollouts] if plays_alone else []
+    if SERVE in stages:
+        moments.append([replicas])
     if is_serving_student or any(name.startswith("evaluate:") for name in stages):
         moments.append([replicas, *rollouts])
     for name in stages:
@@ -210,6 +236,43 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def refuse_locally(config: RunConfig, stages: Sequence[str]) -> None:
+    """Look before the local cluster is started, which never grows.
+
+    Raises:
+        ConfigError: the stages can never run on it.
+    """
+    line = fault(config, stages, local_nodes(config.ray, with_gpus=needs_gpus(config)))
+    if line:
+        raise ConfigError(line)
+
+
+def place(config: RunConfig, stages: Sequence[str]) -> str | None:
+    """What the stages have to wait for on the cluster that Ray is connected to; None: nothing.
+
+    Raises:
+        ConfigError: they can never run there.
+    """
+    line = fault(config, stages, cluster_nodes())
+    if line and not can_grow():
+        raise ConfigError(line)
+    if line:
+        return f"until the cluster grows: {line}"
+    if config.ray.address == "local":  # where nobody else is
+        return None
+    # this may pass, so it is told and not refused: Ray would wait without a word
+    line = taken(config, stages, free_resources())
+    return f"for resources: {line}" if line else None
+
+
+def free_resources() -> Amounts:
+    """What nobody holds of the cluster that Ray is connected to."""
+    import ray
+
+    free: Amounts = ray.available_resources()
+    return free
 
 
 def can_grow() -> bool:

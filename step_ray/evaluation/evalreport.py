@@ -60,6 +60,9 @@ def summarize(
         behaviour=behaviour(trajectories, confidence),
         stop_reasons=dict(Counter(t.stop_reason.value for t in trajectories).most_common()),
         by_task_type={k: success_interval(v, confidence) for k, v in sorted(by_type.items())},
+        reward_by_task_type={
+            k: _mean_score(v, SCORES[scoring], confidence) for k, v in sorted(by_type.items())
+        },
         seconds=seconds,
         seed=seed,
     )

@@ -1,10 +1,10 @@
 """The episode viewer: every episode of a run in one HTML file that opens offline.
 
-Takes groups of trajectories as they come, writes `episodes.html` beside the report. It is a file of
-its own because it needs a script and holds all text of the run, while the report stays a small page
-that is readable without scripts. The one script is named by its hash, nothing else may run and
-nothing may be fetched; all text is packed (JSON, gzip, base64), so that none of it is ever parsed
-as HTML, and is unpacked a few episodes at a time, when one of them is opened.
+Takes groups of trajectories as they come, writes `episodes.html` beside the report, or one file
+with the report in it. By itself the report stays a small page that is readable without scripts,
+while this needs one and holds all text of the run. The one script is named by its hash, nothing
+else may run and nothing may be fetched; all text is packed (JSON, gzip, base64), so that none of it
+is ever parsed as HTML, and is unpacked a few episodes at a time, when one of them is opened.
 """
 
 import base64
@@ -29,6 +29,7 @@ from step_ray.types import Step, StepKind, Trajectory, Verdict
 EPISODES_PER_CHUNK = 16
 """Unpacked together: enough to compress well, little enough to open at once."""
 MARKED = tuple(kind for kind in StepKind if kind is not StepKind.ACT)
+NO_REPORT = Markup()
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
@@ -62,6 +63,7 @@ class Group:
     label: str
     episodes: Iterable[Trajectory]
     """Those that are shown, gone through once."""
+    num_shown: int
     num_total: int
     """How many the folder has."""
     views: Callable[[Trajectory], Mapping[str, ArmView]] = lambda trajectory: {}
@@ -75,6 +77,7 @@ def write_episodes(
     run_dir: str,
     groups: Sequence[Group],
     vocabulary: Callable[[], Mapping[int, str]],
+    report: Markup = NO_REPORT,
 ) -> EpisodeCounts:
     """Write the viewer, whole or not at all, and say how many episodes it holds.
 
@@ -84,6 +87,7 @@ def write_episodes(
         run_dir: its folder, for the command that shows what is left out.
         groups: gone through one after the other, a few episodes in memory at a time.
         vocabulary: called after the groups: token -> text, for all tokens of their views.
+        report: `page.report_body`, to stand above the episodes; empty: they stand alone.
     """
     pages = _Pages(run, run_dir, groups)
     style = "".join((TEMPLATES / f).read_text("utf-8") for f in ("style.css", "episodes.css"))
@@ -93,6 +97,7 @@ def write_episodes(
         .get_template("episodes.html.j2")
         .generate(
             run=run,
+            report=report,
             policy=content_policy(script, style),
             style=Markup(style),
             script=Markup(script),
@@ -103,7 +108,14 @@ def write_episodes(
     )
     with atomic(path) as temp, temp.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(parts)
-    return EpisodeCounts(len(pages.rows), sum(group.num_total for group in groups))
+    return counts_of(groups)
+
+
+def counts_of(groups: Sequence[Group]) -> EpisodeCounts:
+    """How many episodes a viewer of these groups holds."""
+    return EpisodeCounts(
+        sum(group.num_shown for group in groups), sum(group.num_total for group in groups)
+    )
 
 
 def content_policy(script: str, style: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from step_ray.evaluation.stats import PairedDifference, wilson_interval
 from step_ray.report import charts
@@ -48,19 +49,37 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
     Raises:
         DataError: two evaluations of one arm.
     """
+    body = report_body(inputs, "episodes.html")
+    page = environment().get_template("report.html.j2")
+    write_text(Path(path), page.render(name=run_facts(inputs.run)[0][1], body=body))
+
+
+def report_body(inputs: ReportInputs, viewer: str) -> Markup:
+    """The report without a page around it.
+
+    Args:
+        inputs: what it shows.
+        viewer: the file with the episodes; empty: they are in the same page.
+
+    Raises:
+        DataError: two evaluations of one arm.
+    """
     rows = results_rows(inputs)
     confidences = [row.report.success_rate.confidence for row in rows if row.report]
     confidence = confidences[0] if confidences else DEFAULT_CONFIDENCE
     mask_suboptimal = _masks_suboptimal(inputs.config)
-    html = (
+    return Markup(
         environment()
-        .get_template("report.html.j2")
+        .get_template("report_body.html.j2")
         .render(
+            viewer=viewer,
             facts=run_facts(inputs.run),
             config_yaml=yaml.safe_dump(plain(inputs.config), sort_keys=False, allow_unicode=True),
             rows=rows,
             confidence=confidence,
-            types=_by_task_type(rows, inputs.task_types),
+            is_graded=_is_graded(rows),
+            types=_by_task_type(rows, inputs.task_types, "by_task_type"),
+            type_scores=_by_task_type(rows, inputs.task_types, "reward_by_task_type"),
             behaviour=_behaviour(rows),
             forest=charts.forest(differences(rows)),
             chart_log=charts.loss_chart(inputs.training, log_y=True),
@@ -75,7 +94,6 @@ def write_report(path: str | Path, inputs: ReportInputs) -> None:
             examples=[example_view(t, mask_suboptimal) for t in inputs.collection.examples()],
         )
     )
-    write_text(Path(path), html)
 
 
 def environment() -> Environment:
@@ -104,15 +122,27 @@ def run_facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _by_task_type(rows: Sequence[ResultRow], task_types: Mapping[str, str]) -> dict[str, Any]:
-    """Arms that were run, and per task type its number of tasks and each arm's interval."""
+def _is_graded(rows: Sequence[ResultRow]) -> bool:
+    """Whether scores say more than successes do."""
     run = [row.report for row in rows if row.report]
+    return any(abs(r.mean_reward.estimate - r.success_rate.estimate) > 1e-9 for r in run)
+
+
+def _by_task_type(
+    rows: Sequence[ResultRow], task_types: Mapping[str, str], which: str
+) -> dict[str, Any]:
+    """Arms that were run, and per task type its number of tasks and each arm's interval.
+
+    `which` is a field of `EvalReport`.
+    """
+    run = [row.report for row in rows if row.report]
+    found: list[Mapping[str, Interval]] = [getattr(report, which) for report in run]
     numbers = Counter(task_types.values())
-    names = sorted({name for report in run for name in report.by_task_type})
+    names = sorted({name for intervals in found for name in intervals})
     return {
         "arms": [report.model for report in run],
         "lines": [
-            (name or "(none)", numbers.get(name), [r.by_task_type.get(name) for r in run])
+            (name or "(none)", numbers.get(name), [intervals.get(name) for intervals in found])
             for name in names
         ],
     }

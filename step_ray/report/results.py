@@ -32,6 +32,8 @@ NOT_RUN = "not run"
 COLUMNS = ("success %", "vs base", "vs golden_only", "score", "steps", "error")
 """Columns of the terminal table after the arm: what fits 80 characters; the report has more."""
 
+NOT_FLAT = {"stop_reasons", "by_task_type", "reward_by_task_type", "model"}
+"""Fields of an evaluation that have no place in a line of the CSV."""
 Comparison: TypeAlias = PairedDifference | str
 """A paired difference, or the words that stand in its place."""
 
@@ -55,6 +57,9 @@ class ReportInputs:
     """One per model; `model` is the name of the arm, `base` that of the base agent."""
     outcomes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Arm -> task id -> success, averaged over seeds (stats.success_by_task)."""
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Arm -> task id -> the score that `EvalReport.mean_reward` is the mean of, averaged over
+    seeds."""
     training: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Arm -> metric lines; those with `step` (optimizer steps) and `loss` are drawn, those with
     `validation_loss` are in the table of validations."""
@@ -82,6 +87,9 @@ class ResultRow:
     report: EvalReport | None
     vs_base: Comparison
     vs_golden_only: Comparison
+    score_vs_base: Comparison
+    """As the two above, of the score in place of the success."""
+    score_vs_golden_only: Comparison
     cost: ArmCost
 
 
@@ -100,8 +108,10 @@ def results_rows(inputs: ReportInputs) -> list[ResultRow]:
         ResultRow(
             arm=arm,
             report=reports.get(arm),
-            vs_base=_compare(inputs, reports.get(arm), BASE),
-            vs_golden_only=_compare(inputs, reports.get(arm), GOLDEN_ONLY),
+            vs_base=_compare(inputs.outcomes, reports.get(arm), BASE),
+            vs_golden_only=_compare(inputs.outcomes, reports.get(arm), GOLDEN_ONLY),
+            score_vs_base=_compare(inputs.scores, reports.get(arm), BASE),
+            score_vs_golden_only=_compare(inputs.scores, reports.get(arm), GOLDEN_ONLY),
             cost=costs(inputs, arm),
         )
         for arm in dict.fromkeys([BASE, *inputs.config.get("arms", {}), *reports])
@@ -115,12 +125,14 @@ def costs(inputs: ReportInputs, arm: str) -> ArmCost:
     return arm_cost(recipes.get(arm), inputs.datasets.get(arm, {}), *played)
 
 
-def _compare(inputs: ReportInputs, report: EvalReport | None, other: str) -> Comparison:
+def _compare(
+    by_arm: Mapping[str, Mapping[str, float]], report: EvalReport | None, other: str
+) -> Comparison:
     if report is None:
         return NOT_RUN
     if report.model == other:
         return "reference"
-    mine, theirs = inputs.outcomes.get(report.model), inputs.outcomes.get(other)
+    mine, theirs = by_arm.get(report.model), by_arm.get(other)
     if not mine or not theirs:
         return NOT_RUN
     try:
@@ -229,7 +241,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested names joined by `_`; those of the evaluation itself stand alone."""
     flat: dict[str, Any] = {}
     for name, value in record.items():
-        if name in {"stop_reasons", "by_task_type", "model"} or (name, value) == ("report", None):
+        if name in NOT_FLAT or (name, value) == ("report", None):
             continue
         if isinstance(value, Mapping):
             flat |= _flat(value, "" if name == "report" else f"{prefix}{name}_")

@@ -14,13 +14,13 @@ from fastapi import FastAPI
 from prometheus_client.metrics_core import Metric
 from ray import serve
 
-from step_ray.errors import ConfigError
-from step_ray.react import conversation, initial_messages
 from step_ray.render import Renderer
+from step_ray.serving.api.acting import act_messages
 from step_ray.serving.api.agent_schemas import ActRequest, EpisodesRequest
 from step_ray.serving.api.app import make_api
 from step_ray.serving.api.backend import Answer
 from step_ray.serving.api.errors import ApiError
+from step_ray.serving.api.guard import too_many
 from step_ray.serving.api.metrics import ServeMetrics, exposition
 from step_ray.serving.api.schemas import DEFAULT_TOKENS, ChatRequest, CompletionRequest, Sampling
 from step_ray.serving.config import ServeConfig
@@ -29,7 +29,6 @@ from step_ray.serving.generation import BatchGenerator, SamplingParams
 from step_ray.serving.generation_thread import GenerationThread
 from step_ray.serving.local_model import LocalAnswer, LocalModel, LocalStudent, new_tokens
 from step_ray.training.student import load_model, load_tokenizer
-from step_ray.types import Author, Message, Step, StepKind
 
 RETRY_AFTER_S = 1
 """What a client is told to wait when there is no room, or no model yet."""
@@ -117,13 +116,7 @@ class ReplicaBackend:
         """Serve's own limit would answer in plain text, before any of our code runs."""
         num_open = self._num_open()
         if 0 <= self._max_queued < num_open + num_new - self._config.max_batch_size:
-            raise ApiError(
-                429,
-                f"{num_open} prompts are being answered or wait; try again later",
-                kind="server_error",
-                code="overloaded",
-                retry_after_s=RETRY_AFTER_S,
-            )
+            raise too_many(num_open, RETRY_AFTER_S)
 
     async def chat(self, request: ChatRequest) -> LocalAnswer:
         """See `Backend.chat`."""
@@ -219,31 +212,6 @@ class ReplicaBackend:
                 param="max_tokens",
             )
         return wanted
-
-
-def act_messages(request: ActRequest, prompt: str) -> list[Message]:
-    """The conversation of a request for a step, as the episode loop would have it.
-
-    Raises:
-        ApiError: 400, no such instruction.
-    """
-    try:
-        first = initial_messages(request.prompt or prompt, request.task)
-    except ConfigError as exc:
-        raise ApiError(400, str(exc), param="prompt") from exc
-    steps = [
-        Step(
-            index=index,
-            kind=StepKind.ACT,
-            author=Author.STUDENT,
-            text=turn.message,
-            thought=turn.thought,
-            action=turn.action or "",
-            observation=turn.observation,
-        )
-        for index, turn in enumerate(request.history)
-    ]
-    return conversation(first, steps)
 
 
 @serve.deployment(max_constructor_retry_count=3)

@@ -29,8 +29,6 @@ class ServeArgs(ServeConfig):
     max_length: int = Field(default=4096, ge=64)
     """Context in tokens, prompt and answer together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    prefix_cache_mb: int = Field(default=512, ge=0)
-    """MiB per replica for keys and values of past prompts; 0: no reuse between turns."""
 
     @model_validator(mode="after")
     def _address_is_not_ours(self) -> "ServeArgs":

@@ -94,6 +94,9 @@ class ServeConfig(Section):
     """Replicas run on the nodes with these Ray labels only; see `collect.node_labels`."""
     max_batch_size: int = Field(default=32, ge=1)
     """Requests generated together."""
+    prefix_cache_mb: int = Field(default=512, ge=0)
+    """MiB per replica for keys and values of past prompts (engine `transformers`); 0: no reuse
+    between turns. Those of the running batch come on top."""
     batch_wait_s: float = Field(default=0.01, ge=0)
     """How long an idle replica gathers requests before it starts to generate."""
     num_threads: int = Field(default=1, ge=1)

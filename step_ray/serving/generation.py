@@ -160,6 +160,12 @@ class BatchGenerator:
         """Forget the unfinished rows, after `add` or `step` failed."""
         self._active.clear()
 
+    def free(self) -> None:
+        """Let go what past prompts have left behind; nothing may be unfinished."""
+        assert not self._active, "free: rows of add() are unfinished"
+        self._prefixes.clear()
+        self._cache.free()
+
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Generated]]:
         """Append one token to every row; gives the rows that this finishes, with their tickets."""

@@ -8,11 +8,13 @@ and so many clients that wait for each answer end up in batches of one.
 """
 
 import asyncio
+import ctypes
 import queue
 import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 
 import torch
 
@@ -183,6 +185,8 @@ class GenerationThread:
                 self._hand_out(self._generator.step())
             except Exception as exc:  # whoever waits must hear of it, and the thread must go on
                 self._fail(exc)
+        self._generator.free()
+        _give_back()
 
     def _drop_gone(self) -> None:
         gone = {ticket for ticket, pending in self._running.items() if pending.is_gone}
@@ -227,6 +231,13 @@ class GenerationThread:
         self._generator.drop_all()
         _send([(pending, exc) for pending in self._running.values()])
         self._running.clear()
+
+
+def _give_back() -> None:
+    """Let the system have the memory that was freed: glibc keeps it, and a replica to which one
+    model after the other is deployed would grow with each."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _send(events: list[_Event]) -> None:

@@ -94,6 +94,12 @@ class BatchCache(Cache):
             if layer.states:
                 layer.lazy_initialization(*layer.states)
 
+    def free(self) -> None:
+        """Let the buffers go; rows have to be reserved anew."""
+        self.num_rows = self.width = 0
+        for layer in self._layers:
+            layer.states = ()
+
     def aim(self, first_row: int, positions_BT: torch.Tensor, width: int) -> None:
         """Say what the next pass computes: B rows from `first_row` on, seeing `width` columns."""
         end_row = first_row + len(positions_BT)
@@ -161,6 +167,12 @@ class PrefixCache:
         self.num_bytes += _num_bytes(layers)
         while self.num_bytes > self.max_bytes:
             self._drop(next(iter(self._layers)))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._layers.clear()
+        self._keys.clear()
+        self.num_bytes = 0
 
     def __len__(self) -> int:
         return len(self._keys)

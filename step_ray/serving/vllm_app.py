@@ -1,21 +1,17 @@
 """The served agent on vLLM: Ray's own OpenAI application, behind our keys and limits.
 
-Takes `ServeArgs`, gives an application with Ray's routes, batching and prefix cache; the routes of
-the agent itself are those of the engine `transformers` only. A LoRA adapter is served on its base,
-which is loaded as it is. Parts of Ray that are not public are used to put the key before the
-routes and to give the adapter the served name: `build_openai_app` can do neither.
+Takes `ServeArgs`, gives an application with the same routes as that of the engine `transformers`,
+over vLLM's batching and prefix cache (vllm_ingress.py). A LoRA adapter is served on its base, which
+is loaded as it is.
 """
 
 from typing import Any, cast
 
-from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from ray import serve
 
 from step_ray.errors import ConfigError
-from step_ray.serving.api.app import cors_options
-from step_ray.serving.api.guard import BodyLimit, KeyGuard
 from step_ray.serving.args import SESSION_ROUTING, ServeArgs
+from step_ray.serving.config import ServeConfig
 from step_ray.training.model_files import adapter_config, is_adapter
 from step_ray.training.student import resolve_init
 
@@ -32,41 +28,33 @@ def build_vllm_app(args: ServeArgs) -> serve.Application:
     """
     try:
         from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
-        from ray.llm._internal.serve.core.ingress.ingress import OpenAiIngress, make_fastapi_ingress
         from ray.serve.llm import build_llm_deployment
+
+        from step_ray.serving.vllm_ingress import AgentIngress
     except ImportError as exc:
         raise ConfigError(
             "serve.engine: 'vllm' is not installed; pip install 'step-ray[vllm]' or use"
             " 'transformers'"
         ) from exc
     config = _llm_config(args)
-    ingress = make_fastapi_ingress(OpenAiIngress, app=_guarded(args))
-    options = OpenAiIngress.get_deployment_options([config])
+    options = AgentIngress.get_deployment_options([config])
+    options["graceful_shutdown_timeout_s"] = args.drain_timeout_s
     name = args.served_name
-    application = serve.deployment(ingress, **options).bind(
+    application = serve.deployment(AgentIngress, **options).bind(
         llm_deployments={name: build_llm_deployment(config)},
         model_cards={name: to_model_metadata(name, config)},
+        config=ServeConfig(**args.model_dump(include=set(ServeConfig.model_fields))),
+        key_digests=args.key_digests(),
+        most_open=_most_open(args),
     )
     return cast(serve.Application, application)
 
 
-def _guarded(args: ServeArgs) -> FastAPI:
-    """Ray's application without routes, behind our keys, limit of size and list of web pages."""
-    from ray.llm._internal.serve.core.ingress.ingress import init
-
-    api: FastAPI = init()
-    # Ray lets every web page in
-    api.user_middleware = [one for one in api.user_middleware if one.cls is not CORSMiddleware]
-    api.add_middleware(BodyLimit, max_bytes=args.max_body_bytes)
-    api.add_middleware(KeyGuard, digests=args.key_digests())
-    if args.cors_origins:
-        api.add_middleware(CORSMiddleware, **cors_options(args))
-
-    @api.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    return api
+def _most_open(args: ServeArgs) -> int:
+    """Requests at once: in the batches of all replicas, and waiting; vLLM itself has no limit."""
+    if args.max_queued_requests < 0:
+        return -1
+    return args.most_replicas * (args.max_batch_size + args.max_queued_requests)
 
 
 def _llm_config(args: ServeArgs) -> Any:
@@ -99,7 +87,7 @@ def _llm_config(args: ServeArgs) -> Any:
         else {"bundles": [{"CPU": args.cpus_per_replica}]},
         deployment_config={
             **args.replica_options(),
-            "max_queued_requests": args.max_queued_requests,
+            "graceful_shutdown_timeout_s": args.drain_timeout_s,
             "request_router_config": SESSION_ROUTING,
             # the engine's workers are bundles of a placement group, and one selector is for all
             **(

@@ -9,18 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from rich.console import Console
 
 from step_ray.config import BASE, RunConfig
 from step_ray.evaluation.evalreport import summarize
-from step_ray.evaluation.stats import success_by_task
+from step_ray.evaluation.scores import SCORES
+from step_ray.evaluation.stats import score_by_task, success_by_task
 from step_ray.report import (
     CollectionCounts,
     ReportInputs,
+    report_body,
     results_table,
     write_report,
     write_results,
 )
+from step_ray.report.results import EpisodeCounts
 from step_ray.storage.runfolder import DONE, RunFolder, fingerprint
 from step_ray.store import iter_trajectories, read_json, read_trajectories, write_json
 from step_ray.tools.episodes import MOST_EPISODES, write_run_episodes
@@ -45,6 +49,27 @@ def write_run_report(config: RunConfig, console: Console, most: int = MOST_EPISO
     return folder / "index.html"
 
 
+def write_whole_report(
+    config: RunConfig, path: Path, console: Console, most: int = MOST_EPISODES
+) -> None:
+    """Write report and episodes as one file, to be sent to somebody; print the table.
+
+    Args:
+        config: the run.
+        path: HTML file to write.
+        console: gets the table.
+        most: episodes of one folder in it.
+    """
+    inputs = gather(config)
+
+    def above(counts: EpisodeCounts) -> Markup:
+        return report_body(replace(inputs, episodes=counts), viewer="")
+
+    if write_run_episodes(config, path, most, above) is None:
+        write_report(path, inputs)
+    console.print(results_table(inputs))
+
+
 def gather(config: RunConfig) -> ReportInputs:
     """All that the run folder knows."""
     root = config.run_dir
@@ -60,6 +85,7 @@ def gather(config: RunConfig) -> ReportInputs:
         config=plain,
         evals=[_eval(config, model, trajectories) for model, trajectories in played.items()],
         outcomes={model: success_by_task(t) for model, t in played.items()},
+        scores={m: score_by_task(t, SCORES[config.env.scoring]) for m, t in played.items()},
         training={m: lines for m, lines in training.items() if lines},
         collection=_collection(root / "trajectories" / "collect"),
         collection_state=_collection_state(config),

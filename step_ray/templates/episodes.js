@@ -396,7 +396,7 @@ async function start() {
   byId("views").addEventListener("input", redraw);
   byId("more").addEventListener("click", listMore);
   document.addEventListener("keydown", onKey);
-  window.addEventListener("hashchange", recall);
+  window.addEventListener("hashchange", () => recall().then(() => byId("filters").scrollIntoView()));
   document.body.dataset.ready = "true";
 }
 

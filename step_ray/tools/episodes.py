@@ -6,15 +6,16 @@ masking.py and by the training sets on disk.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from markupsafe import Markup
 
 from step_ray.config import BASE, Recipe, RunConfig
-from step_ray.report.episodes import ArmView, Group, write_episodes
+from step_ray.report.episodes import NO_REPORT, ArmView, Group, counts_of, write_episodes
 from step_ray.report.results import EpisodeCounts
 from step_ray.storage.shards import read_table
 from step_ray.store import finished_ids, iter_trajectories
@@ -44,7 +45,10 @@ OTHER_REASON = "too long, nothing trained, or cut to match: counted under Traini
 
 
 def write_run_episodes(
-    config: RunConfig, path: Path, most: int = MOST_EPISODES
+    config: RunConfig,
+    path: Path,
+    most: int = MOST_EPISODES,
+    report: Callable[[EpisodeCounts], Markup] | None = None,
 ) -> EpisodeCounts | None:
     """Write the viewer of a run and say how many episodes it holds; of none there is no file.
 
@@ -53,19 +57,23 @@ def write_run_episodes(
         path: HTML file to write.
         most: episodes of one folder. Of a larger one those are taken whose task ids come first by
             a hash, so that all agents are shown on the same tasks.
+        report: what stands above the episodes, see `report.page.report_body`; None: nothing.
     """
     tokens = Tokens(config.run_dir)
     groups = run_groups(config, tokens, most)
     if not groups:
         path.unlink(missing_ok=True)
         return None
-    return write_episodes(
+    counts = counts_of(groups)
+    write_episodes(
         path,
         run=config.name,
         run_dir=str(config.run_dir),
         groups=groups,
         vocabulary=tokens.vocabulary,
+        report=report(counts) if report else NO_REPORT,
     )
+    return counts
 
 
 def run_groups(config: RunConfig, tokens: "Tokens", most: int) -> list[Group]:
@@ -116,6 +124,7 @@ def _group(
         kind=kind,
         label=label,
         episodes=iter_trajectories(folder, ids=pa.array(chosen.ids, pa.large_string())),
+        num_shown=len(chosen.ids),
         num_total=chosen.num_total,
         views=views,
     )

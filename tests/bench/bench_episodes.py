@@ -59,6 +59,7 @@ def groups(args: argparse.Namespace) -> list[Group]:
             kind=kind,
             label=folder,
             episodes=(episode(i, folder, args.steps) for i in range(half)),
+            num_shown=half,
             num_total=half,
             views=views if kind == "Collection" else lambda trajectory: {},
         )

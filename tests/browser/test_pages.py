@@ -6,15 +6,19 @@ from rich.console import Console
 from run_folders import small_config, write_small_run
 
 from step_ray.report.episodes import Group, write_episodes
-from step_ray.stages.summary import write_run_report
+from step_ray.stages.summary import write_run_report, write_whole_report
 from step_ray.types import StepKind
 
 HOSTILE = '</script><script>alert(1)</script><!--<img src=x onerror="alert(1)">\u2028\u202e'
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    config = write_small_run(small_config(tmp_path_factory.mktemp("runs")))
+def config(tmp_path_factory):
+    return write_small_run(small_config(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture(scope="module")
+def report(config):
     return write_run_report(config, Console(quiet=True))
 
 
@@ -46,6 +50,22 @@ def test_the_report_leads_to_the_episodes_of_an_arm(open_page, report):
     page.wait_for_selector("body[data-ready]")
     assert page.locator("[name=agent]").input_value() == "evaluate/step"
     assert listed(page) == ["a/1", "b/2", "c/3"]
+
+
+def test_one_file_holds_report_and_episodes(open_page, config, tmp_path):
+    from playwright.sync_api import expect
+
+    write_whole_report(config, tmp_path / "whole.html", Console(quiet=True))
+    page = open_page(tmp_path / "whole.html")
+    page.wait_for_selector("body[data-ready]")
+    assert page.locator("#report h2").first.inner_text() == "Results"
+    assert page.locator("#status").inner_text() == "8 of 8 episodes match"
+    page.locator("#report").get_by_role("link", name="step", exact=True).click()
+    expect(page.locator("[name=agent]")).to_have_value("evaluate/step")
+    expect(page.locator("#filters")).to_be_in_viewport()
+    assert listed(page) == ["a/1", "b/2", "c/3"]
+    page.locator("#list button").first.click()
+    assert opened(page) == ["step"]
 
 
 def test_filters_narrow_the_list(viewer):
@@ -173,7 +193,16 @@ def test_hostile_text_is_shown_and_does_nothing(open_page, tmp_path):
         path,
         run=HOSTILE,
         run_dir=HOSTILE,
-        groups=[Group(folder="x", kind=HOSTILE, label=HOSTILE, episodes=[episode], num_total=2)],
+        groups=[
+            Group(
+                folder="x",
+                kind=HOSTILE,
+                label=HOSTILE,
+                episodes=[episode],
+                num_shown=1,
+                num_total=2,
+            )
+        ],
         vocabulary=lambda: {},
     )
     page = open_page(path)

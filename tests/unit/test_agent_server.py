@@ -17,7 +17,8 @@ from step_ray.errors import ConfigError, ContextLengthError
 from step_ray.react import conversation, initial_messages
 from step_ray.render import Renderer
 from step_ray.rollout import FORMAT_NOTICE
-from step_ray.serving.agent_server import ReplicaBackend, act_messages
+from step_ray.serving.agent_server import ReplicaBackend
+from step_ray.serving.api.acting import act_messages
 from step_ray.serving.api.agent_schemas import ActRequest
 from step_ray.serving.api.app import make_api
 from step_ray.serving.config import AgentConfig, ServeConfig

@@ -9,7 +9,8 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 
-from step_ray.serving.api.guard import Counting
+from step_ray.serving.api.errors import add_error_handlers
+from step_ray.serving.api.guard import Counting, QueueLimit
 from step_ray.serving.api.metrics import ServeMetrics, exposition
 
 PATHS = ["/v1/models", "/metrics", "/docs", "/openapi.json", "/v1/nothing", "/"]
@@ -55,6 +56,38 @@ def test_a_key_in_another_form_does_not_let_in(value):
 
 def test_a_bad_body_without_key_is_401():
     assert call("POST", CHAT, keys=["right"], json={}).status_code == 401
+
+
+@pytest.mark.parametrize(("most", "statuses"), [(2, [200, 200, 429, 429]), (-1, [200] * 4)])
+def test_more_open_requests_than_there_are_places_are_429(most, statuses):
+    api = FastAPI()
+    add_error_handlers(api)
+    are_open = asyncio.Event()
+
+    @api.post("/")
+    async def wait() -> None:
+        await are_open.wait()
+
+    @api.get("/")
+    async def look() -> None:
+        are_open.set()
+
+    api.add_middleware(QueueLimit, most=most, retry_after_s=7)
+
+    async def send():
+        transport = httpx.ASGITransport(api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            asked = [asyncio.create_task(client.post("/")) for _ in range(4)]
+            await asyncio.sleep(0.05)
+            looked = await client.get("/")  # what only reads is never refused
+            return [await one for one in asked], looked, await client.post("/")
+
+    answers, looked, later = asyncio.run(send())
+    assert [answer.status_code for answer in answers] == statuses
+    assert (looked.status_code, later.status_code) == (200, 200)
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.headers["retry-after"] for answer in refused} <= {"7"}
+    assert {answer.json()["error"]["code"] for answer in refused} <= {"overloaded"}
 
 
 BIG = b'{"model": "' + b"x" * 2000 + b'"}'

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonserver import JsonHandler, running
+from run_folders import small_config, write_small_run
 
 from step_ray import __version__
 from step_ray.cli import run_as_job
@@ -59,7 +60,35 @@ def refusal(outcome):
     return lines[0].removeprefix("step-ray: ")
 
 
+# Reports of runs, wherever their folders are now
+
+
+def test_the_folder_of_a_run_is_reported_in_one_file(step_ray, tmp_path):
+    config = write_small_run(small_config(tmp_path / "runs"))
+    (config.run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (config.run_dir / "run.json").write_text('{"starts": [{}]}')
+    moved = (tmp_path / "runs").rename(tmp_path / "archive") / config.name
+    code, _, err = step_ray("report", moved, "-o", tmp_path / "one.html", "evaluate.confidence=0.9")
+    assert (code, err) == (0, [])
+    page = (tmp_path / "one.html").read_text()
+    assert "90 % Wilson interval" in page
+    assert 'id="chunk-0"' in page
+    assert not (moved / "report").exists()
+
+
+def test_a_folder_without_a_run_is_refused(step_ray, tmp_path):
+    assert refusal(step_ray("report", tmp_path, "-o", "one.html")).startswith("config: ")
+
+
 # Wrong input, seen before any work
+
+
+def test_a_replica_that_has_no_place_here_is_refused_and_not_waited_for(step_ray, config):
+    path = config(serve={"cpus_per_replica": 9}, ray={"num_cpus": 4})
+    assert refusal(step_ray("serve", path)) == (
+        "serve.num_replicas: 1 x (9 CPU) does not fit; the cluster has 4 CPU, 0 GPU;"
+        " lower it or use a larger cluster"
+    )
 
 
 def test_an_unknown_key(step_ray, config):

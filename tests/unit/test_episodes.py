@@ -210,7 +210,12 @@ def test_hostile_text_is_packed_whole_and_adds_nothing_to_the_page(tmp_path, pag
     step = make_step(text, text, StepKind.ERROR, reflection=text)
     hostile = make_trajectory(step, name=text, task=task, error=text, models={text: text})
     group = Group(
-        folder="evaluate/x", kind="Evaluation", label=text, episodes=[hostile], num_total=1
+        folder="evaluate/x",
+        kind="Evaluation",
+        label=text,
+        episodes=[hostile],
+        num_shown=1,
+        num_total=1,
     )
     path = tmp_path / "episodes.html"
     write_episodes(path, run=text, run_dir=text, groups=[group], vocabulary=lambda: {1: text})

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from step_ray.errors import DataError
 from step_ray.evaluation.evalreport import summarize
-from step_ray.evaluation.stats import wilson_interval
+from step_ray.evaluation.stats import mean_interval, wilson_interval
 from step_ray.types import ERROR_STOPS, TRUNCATED_STOPS, StopReason
 
 ENV_NOOP = "Nothing happens."
@@ -43,6 +43,10 @@ def test_summary_by_hand():
     assert report.by_task_type == {
         "heat": wilson_interval(0, 2, 0.95),
         "pick": wilson_interval(1, 2, 0.95),
+    }
+    assert report.reward_by_task_type == {
+        "heat": mean_interval([0.0, 0.0], 0.95),
+        "pick": mean_interval([1.0, 0.0], 0.95),
     }
     assert report.stop_reasons == {
         "success": 1,

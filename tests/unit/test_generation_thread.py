@@ -15,11 +15,11 @@ PARAMS = SamplingParams(max_tokens=6, temperature=1.0, seed=0)
 PROMPTS = [[20 + i, 30, 40 + i] for i in range(7)]
 
 
-def make_generator():
+def make_generator(prefix_cache_mb=0):
     tokenizer = train_tokenizer(["You are in a room."], 300)
     shape = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=1, num_heads=2)
     model = new_model(tokenizer, shape, max_length=64, seed=0)
-    return BatchGenerator(model, tokenizer, max_length=64, prefix_cache_mb=0)
+    return BatchGenerator(model, tokenizer, max_length=64, prefix_cache_mb=prefix_cache_mb)
 
 
 @pytest.fixture
@@ -71,6 +71,20 @@ def test_a_closed_thread_answers_what_it_was_asked_and_ends():
     answers = asyncio.run(send())
     started.join(timeout=10)
     assert (len(answers), started.is_alive()) == (7, False)
+
+
+def test_a_closed_thread_lets_go_of_past_prompts_and_of_its_batch():
+    generator = make_generator(prefix_cache_mb=16)
+    thread = GenerationThread(generator, max_batch_size=3, batch_wait_s=0.001, num_threads=1)
+    asyncio.run(thread.generate(PROMPTS[0], PARAMS))
+    assert len(generator._prefixes) == 1
+    assert generator._cache.width > 0
+    thread.close()
+    while not thread.has_ended:
+        time.sleep(0.001)
+    assert (len(generator._prefixes), generator._prefixes.num_bytes) == (0, 0)
+    assert generator._cache.width == 0
+    assert generator.generate(PROMPTS[:1], [PARAMS])  # what was let go is made anew
 
 
 def test_requests_count_as_open_until_they_are_answered_or_gone(thread):

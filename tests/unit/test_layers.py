@@ -34,7 +34,7 @@ calls.desk calls.endpoint calls.gate calls.ratelimit calls.replylimit llm
 serving.api serving.api.agent_schemas serving.api.errors serving.api.metrics
     serving.api.schemas
 serving.api.backend serving.api.checks serving.api.guard
-serving.api.answers
+serving.api.acting serving.api.answers
 serving.api.agent_routes
 serving.api.app
 calls.cache calls.meter
@@ -67,7 +67,7 @@ collection.judging
 cluster.joining cluster.nodes serving.generation storage.runfolder tasks teacher
     training.batching training.student
 serving.args serving.generation_thread
-cluster.spot serving.vllm_app
+cluster.spot
 cluster.raysetup
 dataset report.page rollout serving.local_model training.mask_view training.trainee
 training.batch_view training.layout
@@ -78,6 +78,8 @@ report.episodes report.runs
 collection.runner report storage.claim tools.play tools.viewer training.loop
 serving.episode_service
 serving.agent_server
+serving.vllm_ingress
+serving.vllm_app
 serve
 data.files data.flags
 data.chats tools.replay
@@ -107,7 +109,8 @@ HEIGHT = {
 HEAVY = {"ray", "torch", "transformers", "tokenizers", "peft"}
 LOADS_HEAVY = """
 collect render serve serving.agent_server serving.generation serving.generation_thread
-serving.kvcache serving.vllm_app train training.attention training.batch_view training.batching
+serving.kvcache serving.vllm_app serving.vllm_ingress train training.attention
+training.batch_view training.batching
 training.checkpoints training.encoding training.export training.faults training.flops
 training.headloss training.layout training.learner training.loop training.loss training.mask_view
 training.model_files training.preemption training.sharding training.speed training.state

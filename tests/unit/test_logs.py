@@ -5,17 +5,26 @@ import logging
 import subprocess
 import sys
 
+import openai
 import pytest
 import yaml
+from jsonserver import JsonHandler, running
 from ray._common.formatters import JSONFormatter
 
-from step_ray.cluster.logs import LOGGER, JsonReporter, reporter_for
+from step_ray.cluster.logs import LOGGER, JsonReporter, quiet_clients, reporter_for
 from step_ray.cluster.raysetup import _logging
 from step_ray.collection.runner import EpisodePlan, _log
 from step_ray.config import RayConfig, parse_config
 from step_ray.progress import Reporter
 from step_ray.types import Source, StopReason
 from tests.builders import make_trajectory
+
+
+class Models(JsonHandler):
+    """Serves one model."""
+
+    def do_GET(self):
+        self.reply({"object": "list", "data": [{"id": "m", "object": "model"}]})
 
 
 @pytest.fixture
@@ -81,6 +90,15 @@ def test_an_episode_is_logged_with_its_ids_in_rays_own_form(error, level, caplog
     assert line["episode"] == trajectory.trajectory_id
     assert line["stop_reason"] == "success"
     assert ("the engine died" in line["message"]) is bool(error)
+
+
+def test_calls_of_the_client_that_is_installed_are_not_logged(caplog):
+    quiet_clients()
+    with running(Models) as server, caplog.at_level(logging.INFO):
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            assert [model.id for model in client.models.list().data] == ["m"]
+    assert caplog.records == []
 
 
 def test_workers_are_told_the_format():

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 from run_folders import played, small_config, write_small_run
 
-from step_ray import pipeline
+from step_ray.cluster import resources
 from step_ray.cluster.resources import Node, together
 from step_ray.errors import ConfigError, RunStateError
 from step_ray.evaluation import outside
@@ -115,7 +115,7 @@ def test_it_takes_rollout_actors_and_no_replica(tmp_path):
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch):
     """Evaluates without Ray and endpoint; gives the calls of the evaluation."""
-    monkeypatch.setattr(pipeline, "cluster_nodes", lambda: [Node(amounts={"CPU": 4.0})])
+    monkeypatch.setattr(resources, "cluster_nodes", lambda: [Node(amounts={"CPU": 4.0})])
     monkeypatch.setattr(
         "step_ray.cluster.raysetup.connected", lambda config: contextlib.nullcontext()
     )

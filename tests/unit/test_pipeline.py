@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from step_ray import pipeline
+from step_ray.cluster import resources
 from step_ray.cluster.resources import Node
 from step_ray.config import parse_config
 from step_ray.errors import ConfigError, RunStateError
@@ -21,8 +22,8 @@ from step_ray.storage.runfolder import DONE, PARTIAL, RunFolder
 def line(tmp_path, monkeypatch):
     """Runs `collect -> dataset` with a limit; gives what was printed and made."""
     monkeypatch.setattr(pipeline, "preflight", lambda config, stages, ask: [])
-    monkeypatch.setattr(pipeline, "cluster_nodes", lambda: [Node(amounts={"CPU": 4.0})])
-    monkeypatch.setattr(pipeline, "can_grow", lambda: False)
+    monkeypatch.setattr(resources, "cluster_nodes", lambda: [Node(amounts={"CPU": 4.0})])
+    monkeypatch.setattr(resources, "can_grow", lambda: False)
     monkeypatch.setattr(
         "step_ray.cluster.raysetup.connected", lambda config: contextlib.nullcontext()
     )
@@ -88,14 +89,12 @@ def too_small(config, stages, nodes):
 
 
 def test_a_cluster_that_is_too_small_is_refused_unless_it_can_grow(line, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        pipeline, "fault", lambda config, stages, nodes: f"{stages} on {nodes[0].get('CPU')} CPU"
-    )
+    monkeypatch.setattr(resources, "fault", too_small)
     with pytest.raises(ConfigError) as caught:
         line(10)
     assert str(caught.value) == "['collect', 'dataset'] on 4.0 CPU"
     assert [path.name for path in (tmp_path / "r").iterdir()] == [".lock"]
-    monkeypatch.setattr(pipeline, "can_grow", lambda: True)
+    monkeypatch.setattr(resources, "can_grow", lambda: True)
     out, made = line(10)
     assert "waits   until the cluster grows: ['collect', 'dataset'] on" in out
     assert made == ["collect", "dataset"]

@@ -152,6 +152,28 @@ def test_report_shows_the_numbers_it_was_given(tmp_path):
     assert "No mug there." in text
 
 
+def test_scores_that_are_more_than_successes_are_compared_and_split_by_type(tmp_path):
+    graded = [
+        replace(
+            make_report(model, 1),
+            mean_reward=mean_interval(values, 0.95),
+            reward_by_task_type={"pick": mean_interval(values, 0.95)},
+        )
+        for model, values in (("base", [1.0, 0.2, 0.2, 0.2]), ("step", [1.0, 0.6, 0.6, 0.2]))
+    ]
+    scores = {
+        "base": dict(zip("abcd", [1.0, 0.2, 0.2, 0.2], strict=True)),
+        "step": dict(zip("abcd", [1.0, 0.6, 0.6, 0.2], strict=True)),
+    }
+    inputs = replace(full_inputs(), evals=graded, scores=scores)
+    text = " ".join(render(tmp_path, inputs).text.split())
+    assert "Scores, in percent of the full score" in text
+    assert "+20.0[+0.0, +40.0]p = 0.500" in text  # better on b and c only: 2 / 2^2
+    assert text.count("60.0[8.0, 112.0]") == 2  # t(3) = 3.182, s = 0.3266, over 2
+    plain = " ".join(render(tmp_path, full_inputs()).text.split())
+    assert "of the full score" not in plain.replace("as shares of the full score", "")
+
+
 def test_page_needs_no_network_and_has_no_script(tmp_path):
     page = render(tmp_path, full_inputs())
     assert page.links == ["data:,"]

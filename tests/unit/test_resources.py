@@ -2,7 +2,7 @@
 
 import pytest
 
-from step_ray.cluster.resources import Node, fault, has_label, local_nodes
+from step_ray.cluster.resources import Node, fault, has_label, local_nodes, taken
 from step_ray.config import RayConfig, parse_config
 from step_ray.stages.line import build_stages
 
@@ -55,6 +55,17 @@ def test_the_default_run_fits_on_four_cpus():
 )
 def test_what_does_not_fit_is_named_with_what_there_is(sections, expected):
     assert line(BOX, **sections) == expected
+
+
+def test_what_others_hold_is_told_with_what_is_left():
+    config = parse_config({"name": "r"})
+    stages = [stage.name for stage in build_stages(config)]
+    assert taken(config, stages, {"CPU": 4.0}) is None
+    assert taken(config, stages, {"CPU": 0.5}) == (
+        "1.5 CPU are wanted at once (collect.cpus_per_actor: 1 x (0.5 CPU) and the reader of the"
+        " task list: 1 x (1 CPU)), 0.5 are free; others on the cluster hold the rest"
+    )
+    assert taken(config, ["report"], {}) is None
 
 
 def test_a_worker_larger_than_every_node_does_not_fit_though_the_sum_does():

@@ -5,6 +5,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -16,9 +17,12 @@ import ray
 import torch
 from peft import LoraConfig, get_peft_model
 
-from step_ray.config import ScratchConfig, ServeConfig
+from step_ray.config import ScratchConfig
+from step_ray.env_config import EnvConfig, GeneratorConfig
+from step_ray.react import initial_messages
 from step_ray.render import Renderer
 from step_ray.serve import deploy
+from step_ray.serving.config import AgentConfig, ServeConfig
 from step_ray.serving.generation import BatchGenerator, SamplingParams
 from step_ray.training.student import (
     load_model,
@@ -83,8 +87,15 @@ def cluster():
     ray.shutdown()
 
 
+AGENT = AgentConfig(
+    prompt="alfworld_explore",
+    envs={"alfworld": EnvConfig(prompt="alfworld_explore", generator=GeneratorConfig(size="tiny"))},
+    num_generated=2,
+    max_new_tokens=8,
+)
 CONFIG = ServeConfig(
-    engine="vllm", port=0, max_batch_size=8, cpus_per_replica=1, api_key_env=KEY_ENV
+    **{"engine": "vllm", "port": 0, "max_batch_size": 8, "cpus_per_replica": 1},
+    **{"api_key_env": KEY_ENV, "max_queued_requests": 4, "max_new_tokens": 200, "agent": AGENT},
 )
 
 
@@ -158,6 +169,73 @@ def test_only_health_answers_without_a_key(endpoint):
     )
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (401, "invalid_api_key")
     assert "access-control-allow-origin" not in wrong.headers
+
+
+def post(endpoint, path, body, **headers):
+    url = endpoint.base_url.removesuffix("/v1") + path
+    headers = {"authorization": f"Bearer {KEY}", **headers}
+    return httpx.post(url, json=body, headers=headers, timeout=120)
+
+
+def test_the_agent_steps_as_the_model_says_without_a_server(endpoint, folder):
+    body = {"task": "You are in a room.", "prompt": "alfworld_explore"}
+    step = post(endpoint, "/v1/agent/act", body, **{"x-session-id": "episode-1"}).json()
+    messages = initial_messages("alfworld_explore", "You are in a room.")
+    prompt = Renderer(load_tokenizer(folder), MAX_LENGTH).render_prompt(messages)
+    tokenizer = load_tokenizer(folder)
+    generator = BatchGenerator(load_model(folder, "float32"), tokenizer, max_length=MAX_LENGTH)
+    (wanted,) = generator.generate([prompt], [SamplingParams(max_tokens=8)])
+    assert step["token_ids"] == list(wanted.ids)
+    assert step["usage"]["prompt_tokens"] == len(prompt)
+    assert (step["object"], step["finish_reason"]) == ("agent.act", wanted.finish_reason)
+
+
+def test_episodes_are_played_where_the_agent_is(endpoint):
+    body = {"environment": "alfworld", "split": "valid_seen", "count": 2, "max_steps": 2}
+    *episodes, report = map(json.loads, post(endpoint, "/v1/episodes", body).text.splitlines())
+    assert [len(one["trajectory"]["steps"]) for one in episodes] == [2, 2]
+    assert (report["num_played"], report["num_errors"]) == (2, 0)
+    unknown = post(endpoint, "/v1/episodes", {**body, "environment": "chess"})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "environment")
+
+
+def test_a_history_that_does_not_fit_is_context_length_exceeded(endpoint):
+    answer = post(endpoint, "/v1/agent/act", {"task": "go to the desk. " * 400})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_malformed_body_is_400_and_not_repeated(endpoint):
+    body = {"model": "agent", "messages": [{"role": "user", "content": "x"}]}
+    answer = post(endpoint, "/v1/chat/completions", {**body, "temperature": "my secret"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "temperature"
+    assert "secret" not in answer.text
+    more = post(endpoint, "/v1/chat/completions", {**body, "max_tokens": 201})
+    assert (more.status_code, more.json()["error"]["param"]) == (400, "max_tokens")
+
+
+def test_a_full_queue_is_429_with_retry_after(endpoint):
+    body = {"model": "agent", "messages": [{"role": "user", "content": "x"}]}
+    body |= {"max_tokens": 200, "ignore_eos": True}
+    # more than a batch of 8 and a queue of 4
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda _: post(endpoint, "/v1/chat/completions", body), range(40)))
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+
+
+def test_counts_show_requests_and_episodes(endpoint):
+    url = endpoint.base_url.removesuffix("/v1") + "/metrics"
+    text = httpx.get(url, headers={"authorization": f"Bearer {KEY}"}, timeout=30).text
+    lines = [line for line in text.splitlines() if line.startswith("step_ray_")]
+    (played,) = [line for line in lines if line.startswith("step_ray_episodes_total{")]
+    assert 'stop="max_steps"' in played
+    assert played.endswith(" 2.0")
+    assert any('route="/v1/agent/act",status="200"' in line for line in lines)
+    (running,) = [line for line in lines if line.startswith("step_ray_requests_running{")]
+    assert running.endswith(" 0.0")
 
 
 def test_an_adapter_is_served_on_its_base_under_one_name(endpoint, client, folder, adapter):

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from step_ray.react import read_step
 from step_ray.serving.api.agent_schemas import ActRequest, EpisodesRequest
 from step_ray.serving.api.answers import Stream, gather_answers, new_id, usage_of
-from step_ray.serving.api.backend import Backend
+from step_ray.serving.api.backend import AgentBackend
 from step_ray.serving.api.checks import check_model
 from step_ray.serving.api.errors import refused
 from step_ray.serving.config import ServeConfig
@@ -21,7 +21,7 @@ from step_ray.serving.config import ServeConfig
 MEDIA_TYPES = {"ndjson": "application/x-ndjson", "sse": "text/event-stream"}
 
 
-def add_agent_routes(api: FastAPI, backend: Backend, config: ServeConfig) -> None:
+def add_agent_routes(api: FastAPI, backend: AgentBackend, config: ServeConfig) -> None:
     """Add both routes."""
 
     @api.post("/v1/agent/act")

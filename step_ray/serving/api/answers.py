@@ -20,7 +20,7 @@ from openai.types.completion_usage import PromptTokensDetails
 from pydantic import BaseModel
 from starlette.types import Send
 
-from step_ray.serving.api.backend import Answer, Answering
+from step_ray.serving.api.backend import Answer, Answering, Awaited
 from step_ray.serving.api.errors import refused
 
 DONE = "data: [DONE]\n\n"
@@ -158,7 +158,7 @@ class Stream(StreamingResponse):
             await super().stream_response(send)
 
 
-async def gather_answers(answering: Sequence[Answering], timeout_s: float) -> list[Answer]:
+async def gather_answers(answering: Sequence[Awaited], timeout_s: float) -> list[Answer]:
     """All answers, or none.
 
     Raises:
@@ -172,7 +172,7 @@ async def gather_answers(answering: Sequence[Answering], timeout_s: float) -> li
         cancel_all(answering)
 
 
-def cancel_all(answering: Sequence[Answering]) -> None:
+def cancel_all(answering: Sequence[Awaited]) -> None:
     """Nobody waits for these any more; has no effect on answers that are there."""
     for one in answering:
         one.cancel()

@@ -19,7 +19,7 @@ from step_ray.serving.api.answers import (
     events,
     gather_answers,
 )
-from step_ray.serving.api.backend import Answering, Backend
+from step_ray.serving.api.backend import AgentBackend, Answering, Backend
 from step_ray.serving.api.checks import check_chat, check_completion
 from step_ray.serving.api.errors import add_error_handlers, refused
 from step_ray.serving.api.guard import BodyLimit, Counting, KeyGuard
@@ -42,9 +42,23 @@ def make_api(
         metrics: counts requests; what `/metrics` shows is the backend's.
         key_digests: `guard.key_digest` of the keys of which one must be sent; empty: none.
     """
+    api = guarded_api(backend, config, metrics, key_digests)
+    add_openai_routes(api, backend, config, metrics)
+    return api
+
+
+def guarded_api(
+    backend: AgentBackend,
+    config: ServeConfig,
+    metrics: ServeMetrics,
+    key_digests: Sequence[str] = (),
+) -> FastAPI:
+    """The routes of the agent, `/health` and `/metrics`, and what guards these and all others.
+
+    See `make_api`; OpenAI's routes are for the caller to add.
+    """
     api = FastAPI(title="step_ray agent")
     add_error_handlers(api)
-    add_openai_routes(api, backend, config, metrics)
     add_agent_routes(api, backend, config)
 
     @api.get("/health")
@@ -61,11 +75,11 @@ def make_api(
     api.add_middleware(Counting, metrics=metrics)
     if config.cors_origins:
         # outside the keys, for a browser asks without one whether it may ask
-        api.add_middleware(CORSMiddleware, **cors_options(config))
+        api.add_middleware(CORSMiddleware, **_cors_options(config))
     return api
 
 
-def cors_options(config: ServeConfig) -> dict[str, Any]:
+def _cors_options(config: ServeConfig) -> dict[str, Any]:
     """What web pages of other origins may do."""
     return {
         "allow_origins": list(config.cors_origins),

@@ -24,12 +24,8 @@ class Answer:
     """The new tokens, the one that ends the turn included."""
 
 
-class Answering(Protocol):
-    """A prompt that was taken in and is being answered."""
-
-    def pieces(self) -> AsyncIterator[str]:
-        """The text as it comes; asked for at most once, and before `answer`."""
-        ...
+class Awaited(Protocol):
+    """A prompt that was taken in and is answered as a whole."""
 
     async def answer(self) -> Answer:
         """The whole answer.
@@ -44,29 +40,29 @@ class Answering(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """One model and the agent that it is."""
+class Answering(Awaited, Protocol):
+    """A prompt that was taken in and is being answered."""
+
+    def pieces(self) -> AsyncIterator[str]:
+        """The text as it comes; asked for at most once, and before `answer`."""
+        ...
+
+
+class AgentBackend(Protocol):
+    """The agent, apart from the model that it is."""
 
     @property
     def model(self) -> str:
         """Name under which the model is served."""
         ...
 
-    async def chat(self, request: ChatRequest) -> Answering:
-        """Take in a checked request for this model.
+    async def act(self, request: ActRequest) -> Awaited:
+        """Take in a request for the agent's next step.
 
         Raises:
             ApiError: the request cannot be answered.
             StepRayError: the messages cannot be rendered, or do not fit.
         """
-        ...
-
-    async def complete(self, request: CompletionRequest) -> Sequence[Answering]:
-        """Take in one prompt per choice, all or none; see `chat`."""
-        ...
-
-    async def act(self, request: ActRequest) -> Answering:
-        """Take in a request for the agent's next step; see `chat`."""
         ...
 
     async def episodes(self, request: EpisodesRequest) -> AsyncGenerator[dict[str, Any], None]:
@@ -79,4 +75,16 @@ class Backend(Protocol):
 
     async def metrics(self) -> bytes:
         """Counts in Prometheus' text format."""
+        ...
+
+
+class Backend(AgentBackend, Protocol):
+    """One model and the agent that it is."""
+
+    async def chat(self, request: ChatRequest) -> Answering:
+        """Take in a checked request for this model; see `act`."""
+        ...
+
+    async def complete(self, request: CompletionRequest) -> Sequence[Answering]:
+        """Take in one prompt per choice, all or none; see `act`."""
         ...

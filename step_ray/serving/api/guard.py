@@ -82,6 +82,45 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
+class QueueLimit:
+    """Refuses requests while too many others are open, for engines that queue without an end.
+
+    Args:
+        app: what is guarded.
+        most: open requests to let in; negative: no limit.
+        retry_after_s: what a client is told to wait.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, retry_after_s: int) -> None:
+        self._app, self._most, self._retry_after_s = app, most, retry_after_s
+        self._num_open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 429; what is only read waits for nothing."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if 0 <= self._most <= self._num_open:
+            await too_many(self._num_open, self._retry_after_s).response(scope, receive, send)
+            return
+        self._num_open += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_open -= 1
+
+
+def too_many(num_open: int, retry_after_s: int) -> ApiError:
+    """There is no room in the queue."""
+    return ApiError(
+        429,
+        f"{num_open} prompts are being answered or wait; try again later",
+        kind="server_error",
+        code="overloaded",
+        retry_after_s=retry_after_s,
+    )
+
+
 class Counting:
     """Counts requests by route and status, and how long they took to their last byte."""
 
