@@ -56,6 +56,12 @@ def tree(root):
         members |= more
 
 
+def blind_to(folder):
+    """Words before a command that then finds an empty folder there."""
+    script = f'mount -t tmpfs tmpfs "{folder}" && exec "$@"'
+    return "unshare", "--mount", "sh", "-c", script, "sh"
+
+
 class RayNodes:
     """A context with a head; worker nodes come and go.
 
@@ -117,15 +123,20 @@ class RayNodes:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def add(self, name, cpus=1, **labels):
-        """Start a worker node with the label `node: <name>` and others."""
-        words = ",".join(f"{key}={value}" for key, value in {"node": name, **labels}.items())
-        self._start(name, f"--address={self.address}", f"--num-cpus={cpus}", f"--labels={words}")
+    def add(self, name, cpus=1, unseen=None, **labels):
+        """Start a worker node with the label `node: <name>` and others.
 
-    def _start(self, name, *flags):
+        It has a folder of its own in place of the folder `unseen`, as a machine that shares none.
+        """
+        words = ",".join(f"{key}={value}" for key, value in {"node": name, **labels}.items())
+        flags = f"--address={self.address}", f"--num-cpus={cpus}", f"--labels={words}"
+        self._start(name, *flags, before=blind_to(unseen) if unseen else ())
+
+    def _start(self, name, *flags, before=()):
         log = self.folder / f"{name}.log"
         process = subprocess.Popen(
             [
+                *before,
                 str(BIN / "ray"),
                 "start",
                 "--block",

@@ -1,6 +1,8 @@
 """The line as jobs of a cluster that `ray start` made, with a token, while its machines die."""
 
+import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray_nodes import RayNodes, tree
+from ray_nodes import RayNodes, blind_to, tree
 
 from step_ray.store import read_trajectories
 from step_ray.training.job import read_lines
@@ -88,6 +90,25 @@ def training(run):
     if not (work / "step" / "checkpoint_manager_snapshot.json").exists():
         return None
     return read_lines(work / "starts.jsonl")[-1]["pid"]
+
+
+def test_a_node_that_does_not_see_the_folder_ends_the_job_with_its_name(sockets, tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    if subprocess.run([*blind_to(runs), "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a file system of its own")
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**SETTINGS, "output_dir": str(runs)}))
+    with RayNodes(sockets / "1", HEAD) as nodes:
+        add_worker(nodes, "a")
+        nodes.add("b", unseen=runs)
+        job = nodes.submit("blind", *command(config))
+        assert job.wait(LONG_S) == 1
+        assert nodes.status("blind") == "failed"
+    fault = f"step-ray: output_dir: '{runs / 'line'}' is not seen on {os.uname().nodename};"
+    assert fault in log_of(job)
+    assert "Traceback" not in log_of(job)
+    assert list((runs / "line").iterdir()) in ([], [runs / "line" / ".lock"])
 
 
 def test_a_line_of_jobs_survives_the_death_of_its_workers_and_of_its_cluster(sockets, tmp_path):
