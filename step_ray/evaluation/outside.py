@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from step_ray.calls.endpoint import NO_KEY, check_endpoint
+from step_ray.calls.endpoint import NO_KEY
+from step_ray.calls.firstcall import check_endpoint
 from step_ray.config import BASE, NAME, RunConfig
 from step_ray.errors import ConfigError
 from step_ray.pipeline import run
