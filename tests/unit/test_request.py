@@ -1,10 +1,13 @@
 """Requests in the form that an endpoint reads: names of fields, extra fields, times to wait."""
 
 import asyncio
+import threading
+import time
 
 import httpx2
 import pytest
-from test_llm import MESSAGES, answer, ask, complete, fault, serving
+from jsonserver import running
+from test_llm import MESSAGES, Handler, answer, ask, complete, fault, serving
 
 from step_ray.calls.endpoint import retry_after_s
 from step_ray.config import parse_config
@@ -86,6 +89,32 @@ def test_a_setting_that_every_call_would_be_refused_for_is_said_before_with_the_
         " it out by teacher.extra_body (HTTP 400: Error code: 400 - Unsupported value:"
         " 'temperature' does not support 0)"
     )
+
+
+class Crowded(Handler):
+    """Counts how many requests it has at once."""
+
+    def do_POST(self):
+        with self.server.lock:
+            self.server.now += 1
+            self.server.most = max(self.server.most, self.server.now)
+        time.sleep(0.05)
+        with self.server.lock:
+            self.server.now -= 1
+        self._reply()
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_no_more_calls_are_under_way_than_the_limit(limit):
+    async def send(url):
+        chat = OpenAIChat(base_url=url, model="m", max_concurrency=limit)
+        await asyncio.gather(*[chat.complete(MESSAGES, max_tokens=5) for _ in range(9)])
+        await chat.aclose()
+
+    state = {"requests": [], "lock": threading.Lock(), "now": 0, "most": 0}
+    with running(Crowded, script=lambda number: answer(), **state) as server:
+        asyncio.run(send(server.url))
+    assert server.most == limit
 
 
 class Refused(Exception):

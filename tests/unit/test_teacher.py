@@ -456,6 +456,15 @@ def test_the_oracle_alone_brings_a_hopeless_student_to_the_goal(game):
     assert got.usage.teacher_calls == len(student_steps)
 
 
+def test_the_oracle_may_judge_before_anything_is_executed(game):
+    student = ScriptedLLM(lambda messages: "Thought: Hm.\nAction: dance")
+    limits = {"max_corrections": 40, "max_steps": 80, "before_execution": True}
+    got = play(game, student, OracleTeacher("alfworld"), **limits)
+    assert got.stop_reason is StopReason.SUCCESS
+    assert {step.observation for step in got.steps[::2]} == {None}
+    assert got.usage.env_steps == len(got.steps[1::2])
+
+
 def test_the_oracle_corrects_an_unreadable_answer(game):
     student = ScriptedLLM(["Hello?", "Thought: Hm.\nAction: look"])
     got = play(game, student, OracleTeacher("alfworld"), max_steps=3)
