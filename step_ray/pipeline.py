@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from step_ray.calls.endpoint import NO_KEY
-from step_ray.calls.firstcall import check_chat, check_endpoint
+from step_ray.calls.firstcall import CHECK_TIMEOUT_S, check_chat, check_endpoint
 from step_ray.cluster.nodes import check_folder, check_nodes, node_addresses, reach_fault
 from step_ray.cluster.resources import can_grow, cluster_nodes, fault, local_nodes, needs_gpus
 from step_ray.config import RunConfig
@@ -23,9 +23,6 @@ from step_ray.stages.line import build_stages
 from step_ray.storage.runfolder import FINISHED, STARTED, UNFINISHED, Change, RunFolder
 from step_ray.storage.runinfo import run_info
 from step_ray.store import read_json, write_json
-
-CHECK_TIMEOUT_S = 10.0
-"""For a question to an endpoint before the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

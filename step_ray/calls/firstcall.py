@@ -15,6 +15,8 @@ from step_ray.calls.request import RequestForm
 from step_ray.errors import EndpointError
 from step_ray.types import Message
 
+CHECK_TIMEOUT_S = 10.0
+"""Long enough for one word."""
 QUESTION = Message(role="user", content="Say only: ok")
 
 
