@@ -273,8 +273,8 @@ def test_the_winning_step_needs_no_verdict():
 
 
 def test_an_episode_that_takes_too_long_is_timeout():
-    got = play(RIGHT, teacher=Stuck(), episode_timeout_s=0.05)
-    assert (got.stop_reason, got.error) == (StopReason.TIMEOUT, "no end within 0.05 s")
+    got = play(RIGHT, teacher=Stuck(), episode_timeout_s=0.5)
+    assert (got.stop_reason, got.error) == (StopReason.TIMEOUT, "no end within 0.5 s")
     assert kinds(got) == [("unjudged", "right")]
 
 
