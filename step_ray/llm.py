@@ -8,7 +8,7 @@ the key.
 import asyncio
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from step_ray.calls.endpoint import (
 )
 from step_ray.calls.gate import Gate, OpenGate
 from step_ray.calls.replylimit import ReplyTooLongError, limited_client
+from step_ray.calls.request import RequestForm
 from step_ray.calls.spending import NOTHING, Spending
 from step_ray.collection.teacher_config import Price
 from step_ray.errors import ConfigError, ContextLengthError, LLMError
@@ -113,8 +114,18 @@ class _BadAnswerError(Exception):
     """A success by its status that holds no chat completion."""
 
 
-class _SchemaError(Exception):
-    """The endpoint refuses structured output."""
+class _FormError(Exception):
+    """The endpoint refuses the form of the request, which was mended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What is sent, as often as it has to be."""
+
+    body: dict[str, Any]
+    headers: dict[str, str]
+    estimate: Spending
+    """What it may cost."""
 
 
 class OpenAIChat:
@@ -134,6 +145,7 @@ class OpenAIChat:
         max_concurrency: calls at once.
         price: what its tokens cost.
         gate: asked before each request, see gate.py.
+        extra_body: fields over ours, see `TeacherConfig.extra_body`.
 
     `refusal` is one line once an endpoint that has never answered refuses the key or the model:
     no other call can fare better.
@@ -151,6 +163,7 @@ class OpenAIChat:
         max_concurrency: int = 64,
         price: Price | None = None,
         gate: Gate | None = None,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = model
         self.refusal = ""
@@ -159,7 +172,7 @@ class OpenAIChat:
         self._timeout_s, self._call_timeout_s = timeout_s, call_timeout_s
         self._max_retries, self._max_concurrency = max_retries, max_concurrency
         self._price, self._gate = price, gate or OpenGate()
-        self._has_schema = True
+        self._form = RequestForm(extra_body)
         self._client: openai.AsyncOpenAI | None = None
         self._slots: asyncio.Semaphore | None = None
 
@@ -178,33 +191,31 @@ class OpenAIChat:
         Raises:
             BudgetError: the gate has nothing left to spend.
         """
-        request: dict[str, Any] = {
-            "model": self.name,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-        }
-        if seed is not None:
-            request["seed"] = seed
-        if session_id is not None:
-            request["extra_headers"] = {"x-session-id": quote(session_id, safe="/#: ")}
-        if json_schema is not None and self._has_schema:
-            request["response_format"] = {"type": "json_schema", "json_schema": json_schema}
-        completion = await self._call(request)
+        body = self._form.body(
+            self.name,
+            messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            json_schema=json_schema,
+        )
+        chars = sum(len(message.content) for message in messages)
+        headers = {} if session_id is None else {"x-session-id": quote(session_id, safe="/#: ")}
+        estimate = self._spending(-(-chars // CHARS_PER_TOKEN), max_tokens)
+        completion = await self._call(_Request(body=body, headers=headers, estimate=estimate))
         wanted = json_schema is not None
-        return replace(completion, unstructured=wanted and "response_format" not in request)
+        return replace(completion, unstructured=wanted and "response_format" not in body)
 
-    async def _call(self, request: dict[str, Any]) -> Completion:
+    async def _call(self, request: _Request) -> Completion:
         """One call: its slot, its deadline, its share of the budget."""
         client, slots = self._open()
-        estimate = self._estimate(request)
         deadline = Deadline(self._call_timeout_s)
         async with slots:
-            await self._gate.enter(estimate)
+            await self._gate.enter(request.estimate)
             actual = NOTHING
             try:
                 async with deadline.scope:
-                    completion, actual = await self._answer(client, request, deadline, estimate)
+                    completion, actual = await self._answer(client, request, deadline)
                     return completion
             except TimeoutError:
                 if not deadline.scope.expired():
@@ -214,11 +225,7 @@ class OpenAIChat:
                     f"{self.name} at {self._base_url}: no answer within {seconds:g} s"
                 ) from None
             finally:
-                self._gate.leave(estimate, actual)
-
-    def _estimate(self, request: dict[str, Any]) -> Spending:
-        chars = sum(len(message["content"]) for message in request["messages"])
-        return self._spending(-(-chars // CHARS_PER_TOKEN), request["max_tokens"])
+                self._gate.leave(request.estimate, actual)
 
     def _spending(self, prompt_tokens: int, completion_tokens: int) -> Spending:
         money = self._price.of(prompt_tokens, completion_tokens) if self._price else 0.0
@@ -237,33 +244,26 @@ class OpenAIChat:
         return self._client, self._slots
 
     async def _answer(
-        self,
-        client: openai.AsyncOpenAI,
-        request: dict[str, Any],
-        deadline: Deadline,
-        estimate: Spending,
+        self, client: openai.AsyncOpenAI, request: _Request, deadline: Deadline
     ) -> tuple[Completion, Spending]:
-        """The answer with what it cost; without a schema where the endpoint refuses it."""
-        try:
-            answer, tries = await self._send(client, request, deadline, estimate)
-        except _SchemaError:
-            self._has_schema = False
-            request.pop("response_format")
-            await self._gate.enter(estimate, again=True)
-            answer, tries = await self._send(client, request, deadline, estimate)
-            tries += 1
+        """The answer with what it cost; asked in another form where the endpoint refuses one."""
+        num_forms = 0
+        while True:
+            try:
+                answer, tries = await self._send(client, request, deadline)
+                break
+            except _FormError:
+                num_forms += 1
+                await self._gate.enter(request.estimate, again=True)
+        tries += num_forms
         usage = answer.usage
         if usage is None:  # nobody says what it cost
-            return _to_completion(answer, tries, estimate.money), estimate
+            return _to_completion(answer, tries, request.estimate.money), request.estimate
         spent = self._spending(usage.prompt_tokens, usage.completion_tokens)
         return _to_completion(answer, tries, spent.money), spent
 
     async def _send(
-        self,
-        client: openai.AsyncOpenAI,
-        request: dict[str, Any],
-        deadline: Deadline,
-        estimate: Spending,
+        self, client: openai.AsyncOpenAI, request: _Request, deadline: Deadline
     ) -> tuple[Any, int]:
         """The first answer of the endpoint and the number of tries that failed before it."""
         for attempt in range(self._max_retries + 1):
@@ -271,17 +271,17 @@ class OpenAIChat:
                 with deadline.running():
                     return await self._try(client, request), attempt
             except (openai.APIError, _BadAnswerError) as exc:
-                self._raise_if_final(exc, attempt, "response_format" in request)
+                self._raise_if_final(exc, attempt, request.body)
                 asked_s = retry_after_s(exc)
             if asked_s:
                 self._gate.pause(asked_s)
                 await asyncio.sleep(asked_s)
             with deadline.running():
                 await asyncio.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.5))
-            await self._gate.enter(estimate, again=True)
+            await self._gate.enter(request.estimate, again=True)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _try(self, client: openai.AsyncOpenAI, request: dict[str, Any]) -> Any:
+    async def _try(self, client: openai.AsyncOpenAI, request: _Request) -> Any:
         """One request; the client's own timeout is per read, which an endpoint can stretch."""
         scope = asyncio.timeout(self._timeout_s)
         try:
@@ -291,8 +291,8 @@ class OpenAIChat:
                 answer = await client.post(
                     "/chat/completions",
                     cast_to=ChatCompletion,
-                    body={k: v for k, v in request.items() if k != "extra_headers"},
-                    options={"headers": request.get("extra_headers", {})},
+                    body=request.body,
+                    options={"headers": request.headers},
                 )
             answer.choices[0].message.content  # noqa: B018 - raises where there is none
         except TimeoutError:
@@ -307,14 +307,14 @@ class OpenAIChat:
         self._has_answered = True
         return answer
 
-    def _raise_if_final(self, exc: Exception, attempt: int, has_schema: bool) -> None:
-        """Raise when sending again cannot help. Nothing is chained: the cause may hold the key."""
+    def _raise_if_final(self, exc: Exception, attempt: int, body: dict[str, Any]) -> None:
+        """Raise when the same again cannot help. Nothing is chained: the cause may hold the key."""
         line = shown(words_of(exc), self._api_key)
         what = failure_of(exc)
         if what is Failure.CONTEXT:
             raise ContextLengthError(f"{self.name}: {line}") from None
-        if what is Failure.SCHEMA and has_schema:
-            raise _SchemaError from None
+        if self._form.mend(body, what):
+            raise _FormError from None
         where = f"{self.name} at {self._base_url}"
         if what is not Failure.PASSING:
             fault = f"{where}: HTTP {getattr(exc, 'status_code', '?')}: {line}"

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from step_ray.calls.endpoint import NO_KEY, check_chat, check_endpoint
+from step_ray.calls.endpoint import NO_KEY
+from step_ray.calls.firstcall import CHECK_TIMEOUT_S, check_chat, check_endpoint
 from step_ray.cluster.nodes import check_folder, check_nodes, node_addresses, reach_fault
 from step_ray.cluster.resources import place, refuse_locally
 from step_ray.config import RunConfig
@@ -88,26 +89,34 @@ def _teacher(config: RunConfig, asks: bool) -> None:
 
     teacher = config.teacher
     key = read_key("teacher.api_key_env", teacher.api_key_env)
-    tokens = ("teacher.max_tokens", teacher.max_tokens)
-    _endpoint("teacher", teacher.base_url, teacher.model, key, tokens, asks)
+    where = ("teacher", teacher.base_url, teacher.model, key, CHECK_TIMEOUT_S)
+    check_endpoint(*where)
+    if asks:
+        check_chat(
+            *where,
+            ("teacher.max_tokens", teacher.max_tokens),
+            temperature=teacher.temperature,
+            seed=config.seed,
+            extra_body=teacher.extra_body,
+        )
 
 
 def _student(config: RunConfig, asks: bool) -> None:
     from step_ray.collect import read_key
 
-    given, where = config.collect.endpoint, "collect.endpoint"
+    given, collect = config.collect.endpoint, config.collect
     assert given is not None
-    key = read_key(f"{where}.api_key_env", given.api_key_env) if given.api_key_env else NO_KEY
-    tokens = ("collect.max_new_tokens", config.collect.max_new_tokens)
-    _endpoint(where, given.base_url, given.model, key, tokens, asks)
-
-
-def _endpoint(
-    where: str, base_url: str, model: str, key: str, tokens: tuple[str, int], asks: bool
-) -> None:
-    check_endpoint(where, base_url, model, key, timeout_s=10.0)
+    name = "collect.endpoint"
+    key = read_key(f"{name}.api_key_env", given.api_key_env) if given.api_key_env else NO_KEY
+    where = (name, given.base_url, given.model, key, CHECK_TIMEOUT_S)
+    check_endpoint(*where)
     if asks:
-        check_chat(where, base_url, model, key, 10.0, tokens)
+        check_chat(
+            *where,
+            ("collect.max_new_tokens", collect.max_new_tokens),
+            temperature=collect.temperature,
+            seed=config.seed,
+        )
 
 
 def _refuse_unreachable_agent(config: RunConfig, stages: Sequence[str]) -> None:

@@ -305,15 +305,14 @@ class _Episode:
         """The step with the teacher's verdict and the kind that follows from it."""
         assert self._teacher is not None
         started = time.monotonic()
-        admissible: tuple[str, ...] = ()
-        if self._settings.show_admissible:
-            admissible = tuple(await self._call(self._env.admissible_actions))
+        admissible = await self._call(self._env.admissible_actions)
         view = StepView(
             task=self._task,
             prompt=self._prompt,
             history=tuple(self._steps),
             candidate=step,
-            admissible=admissible,
+            admissible=tuple(admissible),
+            show_admissible=self._settings.show_admissible,
             reference=self._reference,
             seed=self._seed,
             meter=self.meter,

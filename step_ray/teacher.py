@@ -131,6 +131,8 @@ class LLMTeacher:
             temperature=config.temperature,
             seed=view.seed,
             json_schema=REPLY_SCHEMA,
+            # where it is empty the key is that of entries from before there was such a field
+            **({"extra_body": config.extra_body} if config.extra_body else {}),
         )
 
     async def _reply(self, key: str, messages: Sequence[Message], view: StepView) -> Completion:

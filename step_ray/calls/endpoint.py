@@ -1,25 +1,29 @@
-"""What an OpenAI-compatible endpoint's failures mean, and the questions before a run.
+"""What an OpenAI-compatible endpoint's failures mean.
 
-Takes exceptions of the openai client, says whether to send again, without what, and when; gives
-lines that can be shown, because the key is not in them. It plays no episode.
+Takes exceptions of the openai client, says whether to send again, how else, and when; gives lines
+that can be shown, because the key is not in them. It sends nothing.
 """
 
 import json
 import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import Enum
 
 import openai
-
-from step_ray.errors import EndpointError
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 REFUSED_STATUS = frozenset({401, 402, 403, 404})
 """Key, account, rights or model are wrong, whatever is asked."""
 NO_MONEY = "insufficient_quota"
 """Code of a 429 that does not pass."""
-SCHEMA_STATUS = frozenset({400, 422})
+REQUEST_STATUS = frozenset({400, 422})
+"""A field of the request is refused."""
 SCHEMA_WORDS = ("response_format", "json_schema", "guided_json", "structured output")
 """What an endpoint without structured output names when it refuses the request."""
+LIMIT_NAME = "max_completion_tokens"
+"""What an endpoint names when it refuses `max_tokens`."""
 CONTEXT_CODE = "context_length_exceeded"
 CONTEXT_WORDS = ("maximum context length", "maximum model length")
 """OpenAI names the code; vLLM says it in words only."""
@@ -35,6 +39,7 @@ class Failure(Enum):
     PASSING = "send it again"
     CONTEXT = "the prompt does not fit"
     SCHEMA = "send it without a schema"
+    LIMIT_NAME = "send it with the newer name of max_tokens"
     FINAL = "sending it again cannot help"
 
 
@@ -45,8 +50,10 @@ def failure_of(exc: Exception) -> Failure:
     text, code = str(exc).lower(), getattr(exc, "code", None)
     if exc.status_code == 400 and (code == CONTEXT_CODE or any(w in text for w in CONTEXT_WORDS)):
         return Failure.CONTEXT
-    if exc.status_code in SCHEMA_STATUS and any(word in text for word in SCHEMA_WORDS):
+    if exc.status_code in REQUEST_STATUS and any(word in text for word in SCHEMA_WORDS):
         return Failure.SCHEMA
+    if exc.status_code in REQUEST_STATUS and LIMIT_NAME in text:
+        return Failure.LIMIT_NAME
     passes = exc.status_code in RETRIED_STATUS and code != NO_MONEY
     return Failure.PASSING if passes else Failure.FINAL
 
@@ -77,86 +84,34 @@ def shown(text: str, api_key: str) -> str:
 
 
 def retry_after_s(exc: Exception) -> float:
-    """Seconds that the endpoint asks for; 0 where it asks for none or for no number."""
+    """Seconds that the endpoint asks for; 0 where it asks for none, or says no time.
+
+    Read are `retry-after-ms` (Azure), and `retry-after` as seconds or as a date (RFC 9110).
+    """
     response = getattr(exc, "response", None)
-    value = response.headers.get("retry-after", "0") if response is not None else "0"
+    headers: Mapping[str, str] = response.headers if response is not None else {}
+    seconds = _number(headers.get("retry-after-ms", "")) / 1000
+    text = headers.get("retry-after", "")
+    return seconds or _number(text) or _until(text, headers.get("date", ""))
+
+
+def _number(text: str) -> float:
     try:
-        seconds = float(value)
+        number = float(text)
     except ValueError:
         return 0.0
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+    return max(0.0, number) if math.isfinite(number) else 0.0
 
 
-def check_endpoint(key: str, base_url: str, model: str, api_key: str, timeout_s: float) -> None:
-    """Ask `<base_url>/models` once, so that a wrong address shows before any work is done.
+def _until(text: str, now: str) -> float:
+    """Seconds to a date by the endpoint's own clock, if it says what that shows."""
+    date, clock = _date(text), _date(now) or datetime.now(UTC)
+    return max(0.0, (date - clock).total_seconds()) if date else 0.0
 
-    Raises:
-        EndpointError: unreachable, refuses the key, or does not serve `model`.
-    """
+
+def _date(text: str) -> datetime | None:
     try:
-        with _client(base_url, api_key, timeout_s) as client:
-            names = [m.id for m in client.models.list().data]
-    except openai.APIStatusError as exc:
-        if exc.status_code == 404:  # an endpoint may have no /models; the first call will tell
-            return
-        raise EndpointError(
-            f"{key}.base_url: {base_url!r} answered HTTP {exc.status_code}; check the key and URL"
-        ) from exc
-    except openai.APIConnectionError as exc:
-        raise EndpointError(
-            f"{key}.base_url: {base_url!r} cannot be reached; start the server or mend the URL"
-        ) from exc
-    except Exception as exc:  # a page that is no JSON, a URL or key that cannot be sent
-        raise EndpointError(
-            f"{key}.base_url: {base_url!r} gives no OpenAI answer; mend the URL or the key"
-        ) from exc
-    if names and model not in names:
-        raise EndpointError(f"{key}.model: {model!r} is not served at {base_url}; it has {names}")
-
-
-def check_chat(
-    key: str, base_url: str, model: str, api_key: str, timeout_s: float, tokens: tuple[str, int]
-) -> None:
-    """Ask for one word, because many endpoints list their models to anybody.
-
-    What may pass (busy, slow) is no reason to refuse a run: its client waits and asks again.
-
-    Args:
-        key: section of the config that names the endpoint.
-        base_url: the endpoint.
-        model: what to ask.
-        api_key: never shown.
-        timeout_s: of the request.
-        tokens: key and value of the longest answer that calls will ask for.
-
-    Raises:
-        EndpointError: the key, the model, or a call with so many tokens is refused.
-    """
-    question = [{"role": "user", "content": "Say only: ok"}]
-    try:
-        with _client(base_url, api_key, timeout_s) as client:
-            client.chat.completions.create(
-                model=model,
-                messages=question,  # type: ignore[arg-type]
-                max_tokens=tokens[1],
-            )
-    except openai.APIStatusError as exc:
-        what = failure_of(exc)
-        line = f"HTTP {exc.status_code}: {shown(str(exc), api_key)}"
-        if what is Failure.CONTEXT:
-            raise EndpointError(
-                f"{tokens[0]}: {tokens[1]} do not fit the context of {model!r}; lower it ({line})"
-            ) from None
-        if exc.status_code == 404:
-            raise EndpointError(f"{key}.model: {base_url} has no {model!r} ({line})") from None
-        if what is not Failure.PASSING:
-            raise EndpointError(
-                f"{key}.base_url: {base_url!r} refuses a chat request; check the key and the model"
-                f" ({line})"
-            ) from None
-    except (openai.OpenAIError, ValueError):  # ValueError: a page that is no JSON
-        return
-
-
-def _client(base_url: str, api_key: str, timeout_s: float) -> openai.OpenAI:
-    return openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0)
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return date.replace(tzinfo=date.tzinfo or UTC)

@@ -5,6 +5,7 @@ Takes a `RayConfig`, gives a context in which Ray runs. It stops only what it st
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,7 +61,8 @@ def connected(config: RayConfig | None = None) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        with quiet_listing():
+            yield
         return
     if not local:
         check_cluster(config.address)
@@ -69,9 +71,31 @@ def connected(config: RayConfig | None = None) -> Iterator[None]:
     ):
         _init(config, local)
     try:
-        yield
+        with quiet_listing():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def quiet_listing() -> Iterator[None]:
+    """Keep one traceback that means nothing off the terminal.
+
+    When Ray Data 2.60 has listed the files that it is to read, it ends its helpers by an interrupt;
+    on a busy machine the one that was to end the others dies of it.
+    """
+    before = threading.excepthook
+
+    def hook(args: Any) -> None:
+        name = args.thread.name if args.thread else ""
+        if not (args.exc_type is InterruptedError and name.endswith("completion-signaler")):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _init(config: RayConfig, local: bool) -> None:

@@ -35,7 +35,9 @@ class StepView:
     candidate: Step
     """The step to judge; its observation is None when it has not been executed."""
     admissible: tuple[str, ...] = ()
-    """Valid actions now, where the environment lists them and the teacher may see them."""
+    """Valid actions now, where the environment lists them: a corrected action is one of these."""
+    show_admissible: bool = True
+    """The teacher may see them."""
     reference: tuple[Step, ...] = ()
     """A golden trajectory of the same task, where configured."""
     seed: int = 0
@@ -97,7 +99,7 @@ def _delimited_question(view: StepView) -> str:
     for number, step in enumerate(steps, start=1):
         records.append({"step": number, "agent": step.text, "observation": step.observation})
     ask: dict[str, Any] = {"judge_step": len(steps)}
-    if view.admissible:
+    if view.admissible and view.show_admissible:
         ask["valid_actions_now"] = list(view.admissible)
     return "\n".join(json.dumps(record, ensure_ascii=False) for record in [*records, ask])
 
@@ -106,7 +108,7 @@ def _plain_question(view: StepView) -> str:
     parts = [f"Task and first observation:\n{view.first_observation}", "History:"]
     parts += [_step_text(step) for step in view.history] or ["(none yet)"]
     parts += ["Latest step, to be judged:", _step_text(view.candidate)]
-    if view.admissible:
+    if view.admissible and view.show_admissible:
         parts.append("Valid actions now: " + ", ".join(view.admissible))
     if view.reference:
         golden = "; ".join(step.action for step in view.reference)

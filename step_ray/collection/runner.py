@@ -329,6 +329,7 @@ def teacher_client(plan: EpisodePlan, config: TeacherConfig, gate: Gate | None) 
         max_concurrency=config.max_concurrency,
         price=plan.prices.get(config.model),
         gate=gate,
+        extra_body=config.extra_body,
     )
 
 

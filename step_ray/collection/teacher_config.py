@@ -21,6 +21,10 @@ TEACHER_ADDRESS: dict[str, Any] = {
 setting."""
 
 
+OWN_FIELDS = ("model", "messages", "max_tokens", "max_completion_tokens", "n", "stream")
+"""Fields of a request that settings above decide, or that would change what a reply is."""
+
+
 def refuse_secret(url: str) -> str:
     """A validator of addresses: they are written down and shown, so they hold no password."""
     # not quoted: the message would show what must not be shown
@@ -87,7 +91,8 @@ class TeacherConfig(Section):
     when: Literal["after_execution", "before_execution"] = "after_execution"
     """Judge a step with its observation, or before it is executed."""
     show_admissible: bool = True
-    """Show the teacher the valid actions, where the environment lists them."""
+    """Show the teacher the valid actions, where the environment lists them. Shown or not, an action
+    of its that is none of them is asked for again."""
     reference: bool = False
     """Also show the teacher a golden trajectory of the same task."""
     reflection: bool = True
@@ -107,6 +112,10 @@ class TeacherConfig(Section):
     """For one try; one that hangs is sent again."""
     max_concurrency: int = Field(default=32, ge=1)
     """Requests in flight, per rollout actor."""
+    extra_body: dict[str, Any] = Field(default={})
+    """Fields of each request beside ours or over them, as the endpoint names them; null leaves one
+    out: `{reasoning_effort: low}`, `{chat_template_kwargs: {enable_thinking: false}}`,
+    `{seed: null}`. A key is no such field: it would be written down."""
     prompt: str = "teacher_v2"
     """Version of the teacher's prompt, a file of `prompts/`."""
     requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -132,5 +141,13 @@ class TeacherConfig(Section):
         if self.kind == "llm" and not (self.base_url and self.model):
             raise ValueError("teacher.kind is 'llm': give teacher.base_url and teacher.model")
         return self
+
+    @field_validator("extra_body")
+    @classmethod
+    def _own_fields_stay(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = [name for name in OWN_FIELDS if name in value]
+        if taken:
+            raise ValueError(f"{taken[0]!r} is not for extra_body; set teacher.model or max_tokens")
+        return value
 
     _address = field_validator("base_url")(refuse_secret)

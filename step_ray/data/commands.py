@@ -251,6 +251,7 @@ def _dataset_lines(path: Path) -> list[str]:
     """What each arm of a run folder keeps, as its data set says."""
     from step_ray.data.stats import listed
     from step_ray.store import read_json
+    from step_ray.training.holdout import held_out_lines
 
     lines = []
     for file in sorted((path / "datasets").glob("*/summary.json")):
@@ -262,6 +263,7 @@ def _dataset_lines(path: Path) -> list[str]:
             f" {summary['num_trained_tokens']} trained and {summary['num_masked_tokens']} masked"
             " tokens"
         )
+        lines += held_out_lines(f"dataset {file.parent.name}", summary)
     return lines
 
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from step_ray.calls.endpoint import NO_KEY, check_endpoint
+from step_ray.calls.endpoint import NO_KEY
+from step_ray.calls.firstcall import CHECK_TIMEOUT_S, check_chat, check_endpoint
 from step_ray.config import BASE, NAME, RunConfig
 from step_ray.errors import ConfigError
 from step_ray.pipeline import run
@@ -48,13 +49,20 @@ def evaluate_outside(
 
     Raises:
         ConfigError: the name is taken or is no file name, the address holds a secret, no key.
-        EndpointError: the endpoint cannot be reached or does not serve the model.
+        EndpointError: the endpoint cannot be reached, or refuses the key, the model or a call.
         RunStateError: see `pipeline.run`.
     """
     key = check_outside(config, outside)
     stage = outside_stage(config, outside)
     if RunFolder(config.run_dir).state(stage.name).status != DONE:
-        check_endpoint("evaluate", outside.base_url, outside.model, key, timeout_s=10.0)
+        where = ("evaluate", outside.base_url, outside.model, key, CHECK_TIMEOUT_S)
+        check_endpoint(*where)
+        check_chat(
+            *where,
+            ("collect.max_new_tokens", config.collect.max_new_tokens),
+            temperature=config.evaluate.temperature,
+            seed=config.evaluate.seeds[0],
+        )
     run(config, reporter, only=("tasks", stage.name), redo=redo, more=(stage,))
 
 

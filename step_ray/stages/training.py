@@ -13,7 +13,7 @@ from typing import Any
 from step_ray.config import BASE, RunConfig, TrainConfig
 from step_ray.stages.base import Stage, StageContext
 from step_ray.training.config import TRAIN_SPEED_ONLY
-from step_ray.training.holdout import held_out_tasks, of_tasks
+from step_ray.training.holdout import held_out_lines, held_out_tasks, of_tasks
 from step_ray.training.recipe import Recipe
 from step_ray.types import Trajectory
 
@@ -98,7 +98,7 @@ def _build_dataset(context: StageContext, name: str) -> Mapping[str, Any]:
     if held:
         record |= _write_validation(context, name, renderer, held)
     write_json(folder / "summary.json", record)
-    for line in count_lines(name, summary):
+    for line in [*count_lines(name, summary), *held_out_lines(name, record)]:
         context.reporter.line(f"  {line}")
     last = "self_reflected" if recipe.self_reflected else "expert"
     shown = next((e for e in examples if e.source == last), examples[0])

@@ -33,6 +33,9 @@ def register() -> None:
     AttentionInterface.register(DOCUMENTS, documents_attention)
 
 
+# torch.compile would trace the documents one by one, and compile again for each number of them and
+# each length; what it fuses is before and behind attention
+@torch.compiler.disable
 def documents_attention(
     module: nn.Module,
     query_1QTD: Tensor,

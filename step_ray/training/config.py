@@ -76,7 +76,9 @@ class TrainConfig(Section):
     whatever `student.dtype` says. `none` computes and keeps everything in `student.dtype`."""
     gradient_checkpointing: bool = False
     compile: bool = False
-    """Compile each decoder layer with torch.compile; worth its minutes on GPU."""
+    """Compile the decoder layers with torch.compile, all but attention over packed examples; the
+    same code serves texts of all lengths. The first step takes minutes, and validation compiles
+    once more; on CPU it needs g++ and gains little."""
     lora_rank: int = Field(default=0, ge=0)
     """0: full fine-tuning; else a LoRA of this rank."""
     lora_alpha: float = Field(default=16.0, gt=0)

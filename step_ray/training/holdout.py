@@ -1,12 +1,13 @@
 """Which training tasks are held out for validation.
 
-Takes the tasks of U1 and U2 and a share or a number, gives task ids. All models of a run ask here,
-with the same lists, so they hold out the same tasks: an arm is never validated on what its base
-agent was trained on, and validation losses can be compared. It reads no file.
+Takes the tasks of U1 and U2 and a share or a number, gives task ids and lines of counts. All models
+of a run ask here, with the same lists, so they hold out the same tasks: an arm is never validated
+on what its base agent was trained on, and validation losses can be compared. It reads no file.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from step_ray.errors import ConfigError
 from step_ray.training.recipe import DatasetConfig
@@ -48,6 +49,18 @@ def _count(num_tasks: int, config: DatasetConfig) -> int:
 
 def _rank(seed: int, task_id: str) -> bytes:
     return hashlib.sha256(f"validation/{seed}/{task_id}".encode()).digest()
+
+
+def held_out_lines(name: str, summary: Mapping[str, Any]) -> list[str]:
+    """What a dataset is validated on, as its summary says; none where nothing is held out."""
+    if "num_validation" not in summary:
+        return []
+    dropped = ", ".join(f"{n} {reason}" for reason, n in summary["validation_dropped"].items())
+    return [
+        f"{name}: {summary['num_validation']} examples held out (dropped: {dropped or 'none'}),"
+        f" {summary['num_validation_tokens']:,} tokens in the loss,"
+        f" {summary['num_validation_error_tokens']:,} masked error tokens"
+    ]
 
 
 def of_tasks(

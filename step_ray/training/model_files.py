@@ -102,21 +102,49 @@ def refuse_pickle(source: str) -> None:
         )
 
 
-def check_headers(folder: Path) -> None:
-    """Read the headers of the weights, which give away a file that was cut off.
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Read the headers of the weights: their shapes by name, and whether a file was cut off.
 
     Raises:
         ConfigError: a file is missing or cannot be read.
     """
     index = folder / "model.safetensors.index.json"
     refuse_pickle(str(folder))
+    shapes: dict[str, tuple[int, ...]] = {}
     with boundary(ConfigError, f"student.init: the weights in {str(folder)!r} cannot be read"):
-        names = {WEIGHTS_FILE[is_adapter(str(folder))]}
+        files = {WEIGHTS_FILE[is_adapter(str(folder))]}
         if index.is_file():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        for name in sorted(names):
-            with safe_open(folder / name, "pt"):
-                pass
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for file in sorted(files):
+            with safe_open(folder / file, "pt") as weights:
+                names = weights.keys()  # no dict: it cannot be gone through itself
+                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in names}
+    return shapes
+
+
+def check_shapes(
+    source: str, found: Mapping[str, tuple[int, ...]], wanted: PreTrainedModel
+) -> None:
+    """Refuse weights of other shapes than the model's, as far as that shows without reading them.
+
+    Looked at are those that go by the same name on both sides; sides in another order are left to
+    whoever loads them, because for some models transformers turns weights.
+
+    Args:
+        source: a folder, for the error.
+        found: from `weight_shapes`.
+        wanted: the model that its config describes; an empty one will do.
+
+    Raises:
+        ConfigError: see above.
+    """
+    shapes = {name: tuple(value.shape) for name, value in wanted.state_dict().items()}
+    other = [
+        (name, found[name], shapes[name])
+        for name in found.keys() & shapes.keys()
+        if sorted(found[name]) != sorted(shapes[name])
+    ]
+    check_whole(source, {"mismatched_keys": other, "missing_keys": []})
 
 
 def check_whole(source: str, report: Mapping[str, Any]) -> None:

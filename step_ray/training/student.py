@@ -30,13 +30,14 @@ from step_ray.render import check_chat
 from step_ray.training.chat_template import ChatSettings, effective_template
 from step_ray.training.model_files import (
     ADAPTER_FILE,
-    check_headers,
+    check_shapes,
     check_whole,
     is_adapter,
     load_config,
     merged_adapter,
     positions_of,
     refuse_pickle,
+    weight_shapes,
 )
 from step_ray.training.turnend import stop_ids
 
@@ -229,18 +230,19 @@ def check_student(init: str, chat: ChatSettings, max_length: int) -> None:
 
 
 def check_model(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Look at a model's config and the headers of its weights, and whether the tokenizer fits.
+    """Look at a model's config and the headers of its weights, and whether these and the tokenizer
+    fit.
 
     Args:
         source: a folder or hub id, see `resolve_init`.
         tokenizer: what the model is trained or served with.
 
     Raises:
-        ConfigError: no causal language model, unreadable weights, or a token without an embedding.
+        ConfigError: no causal language model, unreadable weights or of other shapes, or a token
+            without an embedding.
     """
     config = _causal_config(source)
-    if Path(source).is_dir():
-        check_headers(Path(source))
+    shapes = weight_shapes(Path(source)) if Path(source).is_dir() else {}
     last, size = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
     if last >= size:
         raise ConfigError(
@@ -248,6 +250,9 @@ def check_model(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
             f" {source!r} ends at {size - 1} (vocab_size); use the model's own tokenizer, or resize"
             " its embedding"
         )
+    # of a quantized model the weights on disk are packed
+    if shapes and not is_adapter(source) and not getattr(config, "quantization_config", None):
+        check_shapes(source, shapes, empty_model(source, "float32"))
 
 
 def _causal_config(source: str) -> PretrainedConfig:

@@ -73,7 +73,7 @@ def build_model(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         for block in _decoder_blocks(model):
-            block.compile()
+            block.compile(dynamic=True)  # texts have any length
     return model
 
 

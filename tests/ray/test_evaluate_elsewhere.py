@@ -64,7 +64,7 @@ def test_it_plays_every_held_out_task_once_and_is_in_the_report(server, tmp_path
     for _ in range(2):
         evaluate_outside(config, model, Reporter(Console(file=io.StringIO())))
     assert server.seen == {("Bearer any", "org/looks")}
-    assert server.num_requests == 9
+    assert server.num_requests == 1 + 9  # one word, before any work
     trajectories = read_trajectories(tmp_path / "r" / "evaluate" / "org-looks")
     assert [t.stop_reason for t in trajectories] == [StopReason.MAX_STEPS] * 3
     assert [t.models["student"] for t in trajectories] == ["org/looks"] * 3

@@ -277,6 +277,7 @@ def reference_settings(tmp_path, base_url):
     settings["student"]["init"] = str(tmp_path / "llama")
     settings["tasks"] |= {"num_expert": 6, "num_collect": 6, "num_eval": 4}
     settings["teacher"] |= {"base_url": base_url, "model": "judge", "max_corrections": 40}
+    settings["teacher"]["reference"] = True
     # set in tests/conftest.py: actors read it where they run, so it is there before Ray starts
     settings["teacher"]["api_key_env"] = "STEP_RAY_TEST_KEY"
     settings["train"] |= {"num_workers": 1, "use_gpu": False, "epochs": 1}
@@ -312,6 +313,8 @@ def test_official_games_a_model_folder_and_a_teacher_behind_http(tmp_path, teach
     judged = sum(step.verdict is not None for t in collected for step in t.steps)
     assert len(asked) > judged  # broken answers were asked for again
     assert {request["response_format"]["type"] for request in asked} == {"json_schema"}
+    questions = [request["messages"][1]["content"] for request in asked]
+    assert all('"known_good_actions"' in question for question in questions)
     step = read_json(config.run_dir / "datasets" / "step_replace" / "summary.json")
     assert step["by_source"] == {"expert": 5, "self_reflected": 5}  # one of each is held out
     assert step["num_validation"] == 2

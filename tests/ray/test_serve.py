@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 from served_models import MAX_LENGTH, expected, save_varied_model
 
-from step_ray.calls.endpoint import check_endpoint
+from step_ray.calls.firstcall import check_endpoint
 from step_ray.env_config import EnvConfig, GeneratorConfig
 from step_ray.errors import ConfigError, ContextLengthError
 from step_ray.llm import OpenAIChat

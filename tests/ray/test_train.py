@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -120,6 +121,11 @@ def start_steps(folder: Path) -> list[int]:
     return [start["step"] for start in read_lines(folder / "work" / "starts.jsonl")]
 
 
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Those that are kept."""
+    return [path for path in (folder / "work" / "t").glob("checkpoint_*") if path.is_dir()]
+
+
 def test_training_learns_and_leaves_a_loadable_model_and_one_line_per_step(uninterrupted):
     lines = read_lines(uninterrupted / "work" / "metrics.jsonl")
     result = json.loads((uninterrupted / "out" / "train_result.json").read_text())
@@ -128,6 +134,7 @@ def test_training_learns_and_leaves_a_loadable_model_and_one_line_per_step(unint
     assert result["trained_tokens"] == sum(line["trained_tokens"] for line in lines)
     assert result["num_restarts"] == 0
     assert result["exported_step"] == result["num_steps"]
+    assert len(checkpoints_of(uninterrupted)) == 1  # of several that were written
     assert AutoTokenizer.from_pretrained(uninterrupted / "out").chat_template
 
 
@@ -199,8 +206,7 @@ def test_the_best_checkpoint_is_kept_and_exported(tmp_path, inputs):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert mean_nll(model, columns, "loss_mask") == pytest.approx(scores[5], rel=1e-4)
     assert mean_nll(model, columns, "error_mask") == pytest.approx(result.error_nll, rel=1e-4)
-    kept = list((tmp_path / "work" / "t").glob("checkpoint_*"))
-    assert len([folder for folder in kept if folder.is_dir()]) == 2  # the best and the newest
+    assert len(checkpoints_of(tmp_path)) == 2  # the best and the newest
 
 
 def mean_nll(model, columns: dict, mask: str) -> float:
@@ -306,11 +312,20 @@ def test_a_lora_learns_resumes_and_is_merged_at_export(tmp_path, inputs, strateg
 
 
 @pytest.mark.slow
-def test_an_error_of_ours_in_a_worker_is_raised_as_it_is_and_not_repeated(tmp_path, inputs):
-    config = CONFIG.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 1e30})
-    with pytest.raises(StepRayError, match=r"^train: .* is nan at step \d+; lower learning_rate"):
-        run(tmp_path, inputs, config)
-    assert start_steps(tmp_path) == [0]
+def test_a_loss_that_is_not_finite_ends_all_at_once_and_the_last_good_checkpoint_is_kept(
+    tmp_path, inputs
+):
+    changes = {"learning_rate": 1e30, "max_grad_norm": 1e30, "checkpoint_every": 1}
+    config = CONFIG.model_copy(update=changes)
+    fault = r"^train: .* is nan at step (\d+); lower learning_rate"
+    steps = []
+    for _ in range(2):
+        with pytest.raises(StepRayError, match=fault) as caught:
+            run(tmp_path, inputs, config)
+        steps.append(int(re.match(fault, str(caught.value))[1]))
+    # not repeated by Ray; and the second call goes on from the step before the fault
+    assert steps[0] == steps[1] > 1
+    assert start_steps(tmp_path) == [0, steps[0] - 1]
 
 
 def test_a_finished_training_is_not_repeated_and_its_folder_not_reused(

@@ -4,7 +4,7 @@ import pytest
 from builders import make_task, make_trajectory
 
 from step_ray.errors import ConfigError
-from step_ray.training.holdout import held_out_tasks, of_tasks
+from step_ray.training.holdout import held_out_lines, held_out_tasks, of_tasks
 from step_ray.training.recipe import DatasetConfig
 
 U1 = [f"u1-{i}" for i in range(10)]
@@ -50,3 +50,13 @@ def test_every_rollout_of_a_held_out_task_is_held_out():
 
     assert list(of_tasks([*rollouts, other], {"a"}, is_held=True)) == rollouts
     assert list(of_tasks([*rollouts, other], {"a"}, is_held=False)) == [other]
+
+
+def test_what_is_held_out_is_told_with_its_error_tokens():
+    summary = {"num_validation": 3, "num_validation_tokens": 1200}
+    summary |= {"num_validation_error_tokens": 40, "validation_dropped": {"not successful": 2}}
+    assert held_out_lines("step", summary) == [
+        "step: 3 examples held out (dropped: 2 not successful), 1,200 tokens in the loss, 40 masked"
+        " error tokens"
+    ]
+    assert held_out_lines("step", {"num_examples": 3}) == []

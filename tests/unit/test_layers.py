@@ -30,14 +30,15 @@ collection.config collection.teacher_config serving.config training.config
 config
 cluster.logs training.chat_template
 render
-calls.desk calls.endpoint calls.gate calls.ratelimit calls.replylimit llm
+calls.endpoint
+calls.desk calls.gate calls.ratelimit calls.replylimit calls.request llm
 serving.api serving.api.agent_schemas serving.api.errors serving.api.metrics
     serving.api.schemas
 serving.api.backend serving.api.checks serving.api.guard
 serving.api.acting serving.api.answers
 serving.api.agent_routes
 serving.api.app
-calls.cache calls.meter
+calls.cache calls.firstcall calls.meter
 collection.failures collection.tally collection.totals storage.shardwriter
 collection.metrics
 report.cost

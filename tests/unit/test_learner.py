@@ -24,6 +24,8 @@ ON_RANKS = {
     "fsdp2 padded": {"strategy": "fsdp2", "packing": "padded"},
     "fsdp2 packed": {"strategy": "fsdp2", "packing": "packed"},
     "fsdp2 packed, LoRA": {"strategy": "fsdp2", "packing": "packed", "lora_rank": 2},
+    "ddp clipped": {"strategy": "ddp", "max_grad_norm": 0.01},
+    "fsdp2 clipped": {"strategy": "fsdp2", "max_grad_norm": 0.01},
 }
 
 
@@ -47,9 +49,8 @@ def init(tmp_path_factory):
 
 def train_step(init, *, held_out_first=False, **changes):
     """Loss and weights after one step of plain descent, which does not hide a wrong scale."""
-    config = TrainConfig(
-        max_grad_norm=1e9, loss_chunk=3, **{"batch_tokens": NUM * LENGTH, **changes}
-    )
+    fields = {"max_grad_norm": 1e9, "loss_chunk": 3, "batch_tokens": NUM * LENGTH}
+    config = TrainConfig(**{**fields, **changes})
     learner = Learner(init=init, dtype="float32", config=config, seed=0, device=CPU)
     trained = [p for p in learner.model.parameters() if p.requires_grad]
     learner.optimizer = torch.optim.SGD(trained, lr=0.1)
@@ -107,11 +108,23 @@ def test_two_passes_of_four_examples_are_one_pass_of_eight(init, all_at_once, pa
 @pytest.mark.parametrize("name", ON_RANKS)
 def test_two_ranks_with_uneven_masks_make_the_update_of_one(init, two_ranks, all_at_once, name):
     expected = all_at_once
-    if "LoRA" in name:
-        config = {"packing": "padded", "lora_rank": 2}
-        line, state, _ = train_step(init, micro_batch_tokens=ALL_AT_ONCE, **config)
+    changes = {"LoRA": {"lora_rank": 2}, "clipped": {"max_grad_norm": 0.01}}
+    settings = next((changes[word] for word in changes if word in name), None)
+    if settings:
+        line, state, _ = train_step(
+            init, micro_batch_tokens=ALL_AT_ONCE, packing="padded", **settings
+        )
         expected = line["loss"], state
     assert_same_update(torch.load(two_ranks / f"{name}.pt"), expected)
+
+
+def test_a_gradient_that_is_too_long_is_cut_to_the_limit_and_told_as_it_was(init):
+    before = transformers.AutoModelForCausalLM.from_pretrained(init).state_dict()
+    line, after, _ = train_step(init, micro_batch_tokens=ALL_AT_ONCE, max_grad_norm=0.01)
+    names = before.keys() - {"lm_head.weight"}  # it is tied to the embedding
+    moved = sum((after[name] - before[name]).square().sum() for name in names)
+    assert line["grad_norm"] > 0.1
+    assert moved.sqrt().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
 def test_a_step_reports_what_it_was_made_of(init):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jsonserver import JsonHandler, running
 
 from step_ray.calls import replylimit
-from step_ray.calls.endpoint import check_chat, check_endpoint
+from step_ray.calls.firstcall import check_chat, check_endpoint
 from step_ray.calls.spending import NOTHING, Spending
 from step_ray.collection.teacher_config import Price
 from step_ray.errors import (
@@ -188,7 +188,7 @@ def test_the_wait_is_at_least_what_the_server_asks_for():
         assert complete(server.url, max_retries=1).retries == 1
 
 
-def test_an_unreadable_retry_after_is_ignored():
+def test_a_retry_after_that_has_passed_is_ignored():
     later = {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}
     with serving(fault(503, headers=later), answer()) as server:
         assert complete(server.url).retries == 1

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonserver import JsonHandler, running
 from rich.console import Console
 from run_folders import played, small_config, write_small_run
 
 from step_ray.cluster import resources
 from step_ray.cluster.resources import Node, together
-from step_ray.errors import ConfigError, RunStateError
+from step_ray.errors import ConfigError, EndpointError, RunStateError
 from step_ray.evaluation import outside
 from step_ray.evaluation.outside import OutsideModel, check_outside, evaluate_outside, outside_stage
 from step_ray.progress import Reporter
@@ -119,7 +120,8 @@ def evaluate(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "step_ray.cluster.raysetup.connected", lambda config: contextlib.nullcontext()
     )
-    monkeypatch.setattr(outside, "check_endpoint", lambda *args, **options: None)
+    for check in ("check_endpoint", "check_chat"):
+        monkeypatch.setattr(outside, check, lambda *args, **options: None)
     calls = []
     monkeypatch.setattr(outside, "asdict", lambda report: {"num": report})
     monkeypatch.setattr("step_ray.evaluate.evaluate", lambda config, **o: calls.append(o) or 1)
@@ -148,6 +150,29 @@ def test_neither_teacher_nor_student_is_needed_and_a_done_one_is_not_played_agai
     assert len(evaluate(name="y")) == 1
     with pytest.raises(RunStateError, match="stage outside:x was made with other settings"):
         evaluate(name="x", model="m2")
+
+
+class OnlyOne(JsonHandler):
+    """Lists its model, and takes no temperature but 1."""
+
+    def do_GET(self):
+        self.reply({"object": "list", "data": [{"id": "m", "object": "model"}]})
+
+    def do_POST(self):
+        self.server.asked.append(self.read())
+        words = "Unsupported value: 'temperature' does not support 0"
+        self.reply({"error": {"message": words}}, 400)
+
+
+def test_a_call_that_the_endpoint_would_refuse_is_tried_before_any_work(tmp_path):
+    config, told = small_config(tmp_path), Reporter(Console(file=io.StringIO()))
+    with running(OnlyOne, asked=[]) as server, pytest.raises(EndpointError) as caught:
+        evaluate_outside(config, given(base_url=server.url), told)
+    (body,) = server.asked
+    assert (body["temperature"], body["max_tokens"]) == (0.0, config.collect.max_new_tokens)
+    line = str(caught.value).replace(server.url, "URL")
+    assert line.startswith("evaluate.base_url: 'URL' refuses a chat request; mend the setting that")
+    assert not config.run_dir.exists()
 
 
 def test_the_report_has_it_as_another_model(tmp_path):

@@ -1,6 +1,7 @@
 """Students that cannot be used: each is refused in one line before any work."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -101,8 +102,19 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(folder):
     weights["model.norm.weight"] = weights["model.norm.weight"][:9].clone()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     shapes = r"'model.norm.weight' of shape \(9,\), but its config wants \(16,\) \(1 differ\)"
+    assert re.search(shapes, refusal(folder))  # by the header alone, before any work
     with pytest.raises(ConfigError, match=shapes):
         load_model(str(folder), "float32")
+
+
+def test_the_config_of_another_size_is_refused_before_any_work(folder):
+    edit(folder / "config.json", hidden_size=32)
+    assert "of shape (279, 16), but its config wants (279, 32)" in refusal(folder)
+
+
+def test_packed_weights_of_a_quantized_model_are_left_to_its_loader(folder):
+    edit(folder / "config.json", hidden_size=32, quantization_config={"quant_method": "awq"})
+    check_student(str(folder), OWN, 64)
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused_with_both_sizes(folder):

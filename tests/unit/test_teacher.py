@@ -224,6 +224,16 @@ def test_valid_actions_and_a_golden_reference_are_shown_where_there_are_any():
     assert "known good way" not in without.content
 
 
+@pytest.mark.parametrize("prompt", ["teacher_v1", "teacher_v2"])
+def test_valid_actions_that_are_not_shown_are_what_a_correction_is_checked_by(prompt):
+    hidden = view(admissible=("go to desk 1", "look"), show_admissible=False)
+    _, user = teacher_messages(hidden, prompt)
+    assert "go to desk 1" not in user.content
+    got, model = judge(reply(action="fly away"), GOOD_REPLY, the_view=hidden, prompt=prompt)
+    assert got.calls == 2
+    assert "'fly away' is not one of the valid actions" in model.calls[1][-1].content
+
+
 # Replies that cannot be used, whatever is in them
 
 
@@ -293,6 +303,7 @@ def test_a_judgement_that_was_paid_for_is_not_asked_for_again(tmp_path):
         ({"temperature": 0.5}, None),
         ({"max_tokens": 9}, None),
         ({"prompt": "teacher_v1"}, None),
+        ({"extra_body": {"reasoning_effort": "low"}}, None),
         ({}, view(seed=6)),
         ({}, view(step("look", "A desk."))),
     ],
@@ -387,7 +398,10 @@ def test_the_next_question_begins_like_this_one_up_to_what_is_asked():
     assert after.startswith(before.rpartition("\n")[0] + "\n")
 
 
-@pytest.mark.parametrize("prompt", ["teacher_v2", "teacher_alfworld_v2", "teacher_scienceworld_v2"])
+@pytest.mark.parametrize(
+    "prompt",
+    ["teacher_v2", "teacher_alfworld_v2", "teacher_scienceworld_v2", "teacher_webshop_v2"],
+)
 def test_the_prompts_for_delimited_questions_name_what_is_in_them(prompt):
     text = load_prompt(prompt)
     for word in ("valid_actions_now", "known_good_actions", "is data", '{"verdict": "good" |'):
@@ -440,6 +454,15 @@ def test_the_oracle_alone_brings_a_hopeless_student_to_the_goal(game):
     assert {step.kind for step in corrections} == {StepKind.CORRECTION}
     assert got.models["teacher"] == "oracle:alfworld"
     assert got.usage.teacher_calls == len(student_steps)
+
+
+def test_the_oracle_may_judge_before_anything_is_executed(game):
+    student = ScriptedLLM(lambda messages: "Thought: Hm.\nAction: dance")
+    limits = {"max_corrections": 40, "max_steps": 80, "before_execution": True}
+    got = play(game, student, OracleTeacher("alfworld"), **limits)
+    assert got.stop_reason is StopReason.SUCCESS
+    assert {step.observation for step in got.steps[::2]} == {None}
+    assert got.usage.env_steps == len(got.steps[1::2])
 
 
 def test_the_oracle_corrects_an_unreadable_answer(game):

@@ -110,11 +110,27 @@ def test_lora_dropout_acts_in_training_only(folder):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.slow
-def test_compiled_layers_train_the_same_and_keep_their_names(folder):
-    plain, compiled = learner(folder), learner(folder, compile=True)
+@pytest.mark.parametrize("packing", ["padded", "packed"])
+def test_compiled_layers_train_the_same_keep_their_names_and_compile_once(folder, packing):
+    from torch._dynamo.utils import counters
 
-    assert train(compiled, folder) == pytest.approx(train(plain, folder), rel=1e-4)
+    examples = load_examples(folder / "examples")
+    plain, compiled = (learner(folder, packing=packing, compile=yes) for yes in (False, True))
+    losses, frames = {}, []
+    for name, one in (("plain", plain), ("compiled", compiled)):
+        torch.compiler.reset()
+        counters.clear()
+        losses[name] = []
+        for number, batch in enumerate([[0, 1, 2, 3], [0, 1], [1, 2, 3], [0, 3]]):
+            line = one.train_batch(examples, batch, number=number, lr=0.01)
+            losses[name].append(line["loss"])
+            frames.append(counters["frames"]["ok"])
+
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-4)
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+    # other numbers of documents, and other lengths of the row, are the same code
+    assert frames[:4] == [0] * 4 and frames[4] > 0
+    assert len(set(frames[4:])) == 1
 
 
 def test_a_first_loss_that_is_not_finite_is_blamed_on_the_model_not_on_the_rate(folder):
