@@ -16,7 +16,7 @@ from step_ray.errors import ConfigError
 from step_ray.serving.api.app import cors_options
 from step_ray.serving.api.guard import BodyLimit, KeyGuard
 from step_ray.serving.args import SESSION_ROUTING, ServeArgs
-from step_ray.training.model_files import adapter_config, is_adapter
+from step_ray.training.model_files import adapter_base, adapter_config, is_adapter
 from step_ray.training.student import resolve_init
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -74,7 +74,7 @@ def _llm_config(args: ServeArgs) -> Any:
 
     source = base = resolve_init(args.model_dir)
     if is_lora := is_adapter(source):
-        base = resolve_init(adapter_config(source)["base_model_name_or_path"])
+        base = resolve_init(adapter_base(source))
     # a request names the adapter; the name of its base is known to vLLM only
     base_name = f"{args.served_name}-base" if is_lora else args.served_name
     return LLMConfig(

@@ -21,6 +21,7 @@ from step_ray.report import (
     write_report,
     write_results,
 )
+from step_ray.storage.remote import push
 from step_ray.storage.runfolder import DONE, RunFolder, fingerprint
 from step_ray.store import iter_trajectories, read_json, read_trajectories, write_json
 from step_ray.tools.episodes import MOST_EPISODES, write_run_episodes
@@ -40,6 +41,7 @@ def write_run_report(config: RunConfig, console: Console, most: int = MOST_EPISO
     inputs = replace(gather(config), episodes=episodes)
     write_report(folder / "index.html", inputs)
     write_results(folder, inputs)
+    push(folder)
     write_json(config.run_dir / "summary.json", read_json(folder / "results.json"))
     console.print(results_table(inputs))
     return folder / "index.html"

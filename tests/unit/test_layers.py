@@ -12,6 +12,10 @@ LAYERS = """
 step_ray calls cluster collection evaluation serving stages storage tools training
 step_ray data errors progress report.charts serving.kvcache storage.runinfo
     training.loss types
+storage.places
+storage.objects
+storage.remote
+storage.lease
 serving.rowtext
 training.attention training.encoding training.headloss training.sharding training.turnend
 report.collection
@@ -28,7 +32,7 @@ calls.spending cluster.labels
 training.recipe
 collection.config collection.teacher_config serving.config training.config
 config
-cluster.logs training.chat_template
+cluster.logs storage.mirror training.chat_template
 render
 calls.desk calls.endpoint calls.gate calls.ratelimit calls.replylimit llm
 serving.api serving.api.agent_schemas serving.api.errors serving.api.metrics

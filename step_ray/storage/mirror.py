@@ -1,0 +1,76 @@
+"""Which parts of a run in a store a process brings to its mirror, and when.
+
+Takes a config, or a place that a user gave, gives paths. Models, games and replies of the teacher
+are fetched where they are used; for runs in a folder nothing is done.
+"""
+
+from pathlib import Path
+
+from step_ray.config import RunConfig
+from step_ray.errors import ConfigError, StorageError
+from step_ray.storage.objects import check_access
+from step_ray.storage.places import holds_secret, is_url, mirror, url_fault, url_of
+from step_ray.storage.remote import exists, pull
+
+STATE = (
+    *("stages", "run.json", "config.yaml", "summary.json", "tasks", "trajectories", "evaluate"),
+    *("datasets", "train", "report"),
+)
+"""What a driver and a report read."""
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+RUN_FILE = "run.json"
+MOST_LEVELS = 3
+"""A part of a run is at most so deep in it: evaluate/step is two below, and the run itself none."""
+
+
+def bring_state(config: RunConfig) -> None:
+    """Make the mirror of a run what the store has of it.
+
+    Raises:
+        ConfigError: the store cannot be used.
+    """
+    if url_of(config.run_dir) is None:
+        return
+    check_access(config.run_dir)
+    _bring(config.run_dir)
+
+
+def _bring(root: Path) -> None:
+    try:
+        for name in STATE:
+            pull(root / name)
+    except StorageError as exc:
+        raise ConfigError(f"output_dir: {exc}") from exc
+
+
+def given_path(place: str) -> Path:
+    """The local path of a run, or a part of one, that a user names by path or by address.
+
+    Of a run all is brought that can be shown without its weights; of a part, the part, and what
+    says which run it is in.
+
+    Raises:
+        ConfigError: no address of a run.
+        StorageError: the store cannot be read.
+    """
+    if not is_url(place):
+        return Path(place)
+    fault = url_fault(place)
+    if fault or holds_secret(place):
+        raise ConfigError(f"PATH: {fault or 'an address with a user or a query'}")
+    path = mirror(place)
+    root = next((p for p in _upwards(path) if exists(p / RUN_FILE)), None)
+    if root is None:
+        raise ConfigError(f"PATH: there is no run in {place!r}; give the address of one, or a part")
+    if path == root:
+        _bring(root)
+        pull(root / "models", skip=lambda name: name.endswith(WEIGHTS))
+        return path
+    for name in (RUN_FILE, "config.yaml", f"train/{path.name}/starts.jsonl"):
+        pull(root / name)
+    pull(path)
+    return path
+
+
+def _upwards(path: Path) -> list[Path]:
+    return [path, *path.parents][:MOST_LEVELS]
