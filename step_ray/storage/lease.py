@@ -7,9 +7,9 @@ has no lock: of two that start at once the later writer keeps the lease, and the
 after `SETTLE_S`, or at its next renewal if the later one was slow.
 """
 
-import _thread
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -105,7 +105,8 @@ class _Lease:
                 if self.lost_to is None:
                     self._write()
                 else:
-                    _thread.interrupt_main()  # two may not write into one run
+                    # two may not write into one run; a signal ends what the main thread waits for
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
 
     def _other(self) -> dict[str, Any] | None:

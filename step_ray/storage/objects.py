@@ -67,6 +67,8 @@ def check_access(path: Path) -> None:
             store.delete_file(key)
     except StorageError as exc:
         raise ConfigError(f"output_dir: {exc}") from exc
+    except FileNotFoundError as exc:  # as Google's says it
+        raise ConfigError(f"output_dir: {url}: {_fault(exc)}") from exc
 
 
 def read_bytes(place: str) -> bytes:

@@ -1,0 +1,443 @@
+"""Files between mirrors and a store: a real S3 server, asked through pyarrow."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from builders import make_trajectory
+from storeserver import KEYS, gcs_server, make_bucket, s3_server
+
+from step_ray.calls.cache import CallCache, Lookup, call_key
+from step_ray.calls.desk import TeacherDesk, read_ledger
+from step_ray.calls.spending import Spending
+from step_ray.cluster.nodes import node_fault, report
+from step_ray.collection.teacher_config import TeacherConfig
+from step_ray.errors import ConfigError, RunStateError, StorageError
+from step_ray.llm import Completion
+from step_ray.storage import lease
+from step_ray.storage.compact import compact
+from step_ray.storage.mirror import given_path
+from step_ray.storage.objects import check_access, read_bytes, write_bytes
+from step_ray.storage.places import mirror, url_of
+from step_ray.storage.remote import exists, fetch, pull, push, remove, tail
+from step_ray.storage.runfolder import RunFolder
+from step_ray.storage.runinfo import versions
+from step_ray.storage.shardwriter import ShardWriter
+from step_ray.store import read_trajectories, write_json, write_shard
+
+RUN = "s3://runs/team/demo"
+HERE = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with s3_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    """Moves this process to a node of a name, which has a cache folder of its own."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+
+    def go_to(name):
+        monkeypatch.setenv("STEP_RAY_CACHE", str(tmp_path / name))
+
+    go_to("a")
+    return go_to
+
+
+@pytest.fixture
+def run(server, node, monkeypatch, request):
+    """The mirror of an empty run of the test's own."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    make_bucket(server, "runs")
+    return mirror(f"s3://runs/{request.node.name[:40].replace('[', '_')}/demo")
+
+
+def written(folder, **files):
+    for name, text in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def texts(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def key_of(path):
+    return url_of(path).removeprefix("s3://")
+
+
+def test_what_one_node_pushes_another_fetches(run, node):
+    written(run, config="c", models__base__weights="w" * 1000)
+    push(run)
+    node("b")
+    assert fetch(url_of(mirror_of(run)) + "/models").is_dir()
+    assert texts(mirror_of(run)) == {"models/base/weights": "w" * 1000}
+
+
+def mirror_of(path, _known={}):
+    """The same place on the node that this process is on now."""
+    parts = Path(path).parts
+    store = next(i for i, part in enumerate(parts) if part.startswith("s3@"))
+    return mirror("s3://" + "/".join(parts[store + 1 :]))
+
+
+def test_only_what_is_new_moves(run, server):
+    written(run, one="1", two="2")
+    push(run)
+    before, inode = len(server.asked("PUT")), (run / "one").stat().st_ino
+    written(run, two="22", three="3")
+    push(run)
+    assert [key for _, key in server.asked("PUT")[before:]] == [
+        key_of(run / "three"),
+        key_of(run / "two"),
+    ]
+    pull(run)
+    assert (run / "one").stat().st_ino == inode
+
+
+def test_a_pulled_folder_is_what_the_store_has(run, node):
+    written(run, kept="k", gone="g", late="old")
+    push(run)
+    node("b")
+    pull(mirror_of(run))
+    there = mirror_of(run)
+    written(there, half="h", **{".half.tmp": "under way"})
+    node("a")
+    remove(run / "gone")
+    written(run, late="new text")
+    push(run)
+    node("b")
+    pull(there)
+    assert texts(there) == {"kept": "k", "late": "new text", ".half.tmp": "under way"}
+
+
+def test_the_file_that_says_that_all_are_there_comes_last(run, server):
+    written(run, **{f"weights{i}": "w" for i in range(20)}, a_result="r")
+    before = len(server.asked("PUT"))
+    push(run, last="a_result")
+    assert server.asked("PUT")[before:][-1] == ("PUT", key_of(run / "a_result"))
+    assert len(server.asked("PUT")) == before + 21
+
+
+def test_a_file_that_was_written_whole_is_in_the_store(run):
+    write_json(run / "stages" / "x.json", {"status": "done"})
+    assert read_bytes(url_of(run / "stages" / "x.json")) == b'{\n  "status": "done"\n}\n'
+
+
+def test_the_end_of_an_object(run):
+    written(run, lines="one\ntwo\n")
+    push(run)
+    assert tail(run / "lines", 4) == b"two\n"
+    assert tail(run / "lines", 400) == b"one\ntwo\n"
+    with pytest.raises(FileNotFoundError):
+        tail(run / "nothing", 4)
+
+
+FETCH = "import sys; from step_ray.storage.remote import fetch; print(fetch(sys.argv[1]))"
+
+
+def fetching(url):
+    path = os.pathsep.join([str(HERE.parent), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", FETCH, url], env={**os.environ, "PYTHONPATH": path}
+    )
+
+
+def test_processes_of_a_node_fetch_once(run, node, server):
+    written(run, **{f"file{i}": "x" * 10_000 for i in range(20)})
+    push(run)
+    node("b")
+    before = len(server.asked("GET"))
+    processes = [fetching(url_of(mirror_of(run))) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    got = Counter(key for _, key in server.asked("GET")[before:] if "file" in key)
+    assert set(got.values()) == {1}
+    assert len(got) == 20
+
+
+def test_a_killed_fetch_leaves_whole_files_and_the_next_one_completes_it(run, node):
+    written(run, **{f"file{i}": "x" * 100_000 for i in range(80)})
+    push(run)
+    node("b")
+    there = mirror_of(run)
+    process = fetching(url_of(there))
+    while len(list(there.glob("file*"))) < 8:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    some = list(there.glob("file*"))
+    assert len(some) < 80
+    assert {path.stat().st_size for path in some} == {100_000}
+    fetch(url_of(there))
+    assert len(list(there.glob("file*"))) == 80
+
+
+def test_a_shard_is_in_the_store_as_soon_as_it_is_written(run, node):
+    folder = run / "trajectories" / "collect"
+    with ShardWriter(folder, rows_per_shard=2) as writer:
+        for name in "abc":
+            writer.add(make_trajectory(name=name))
+        node("b")
+        pull(mirror_of(folder))
+        assert [t.trajectory_id for t in read_trajectories(mirror_of(folder))] == ["a", "b"]
+        node("a")
+    node("b")
+    pull(mirror_of(folder))
+    assert [t.trajectory_id for t in read_trajectories(mirror_of(folder))] == ["a", "b", "c"]
+
+
+def test_merged_shards_are_there_before_those_that_they_replace_go(run, node, server):
+    folder = run / "trajectories" / "collect"
+    for name in "abcd":
+        write_shard(folder, [make_trajectory(name=name)])
+    before = len(server.asked("PUT", "DELETE"))
+    assert compact(folder, fan_in=2) == 3
+    asked = server.asked("PUT", "DELETE")[before:]
+    assert [method for method, _ in asked] == ["PUT", "DELETE", "DELETE"] * 3
+    node("b")
+    pull(mirror_of(folder))
+    assert len(list(mirror_of(folder).glob("*.parquet"))) == 1
+    assert [t.trajectory_id for t in read_trajectories(mirror_of(folder))] == list("abcd")
+
+
+def test_what_is_set_aside_moves_in_the_store_too(run, node):
+    folder = RunFolder(run)
+    folder.begin("train:step", {"seed": 0})
+    written(run, models__step__weights="w")
+    push(run)
+    write_bytes(url_of(run) + "/train/step/step/checkpoint_1/shard", b"of Ray Train")
+    shutil.rmtree(run / "models")  # another node has made it
+    folder.set_aside("train:step", [run / "models/step", run / "train/step"])
+    (aside,) = (run / "replaced").iterdir()
+    assert not exists(run / "models/step/weights")
+    assert not exists(run / "stages/train.step.json")
+    assert exists(aside / "models/step/weights")
+    assert exists(aside / "stages/train.step.json")
+    assert read_bytes(url_of(aside) + "/train/step/step/checkpoint_1/shard") == b"of Ray Train"
+
+
+def test_replies_of_a_teacher_are_shared_by_nodes_and_not_kept_on_them(run, node):
+    key, place = call_key("m", "v1", []), url_of(run) + "/cache/teacher"
+    reply = Completion(text="yes", finish_reason="stop")
+    assert CallCache(place).get(key) == Lookup()
+    assert CallCache(place).put(key, reply)
+    node("b")
+    found = CallCache(place).get(key)
+    assert found.reply is not None
+    assert (found.reply.text, found.reply.cached) == ("yes", True)
+    write_bytes(f"{place}/{key[:2]}/{key}.json", b"{")
+    assert CallCache(place).get(key) == Lookup(is_broken=True)
+    assert not mirror(place).exists()
+
+
+def test_a_ledger_outlives_the_node_of_its_desk(run, node):
+    place = url_of(run) + "/teacher_ledger.json"
+    spent = Spending(calls=3, tokens=50, money=0.5)
+    TeacherDesk(TeacherConfig(), spent, place).close()
+    node("b")
+    assert read_ledger(mirror(place)) == spent
+    assert TeacherDesk(TeacherConfig(), Spending(), place).close() == spent
+
+
+# Who works in a run
+
+
+def test_a_second_machine_is_refused_and_told_who_works_there(run, node):
+    with RunFolder(run).locked():
+        node("b")
+        with (
+            pytest.raises(RunStateError) as caught,
+            RunFolder(mirror_of(run)).locked(),
+        ):
+            pass
+        node("a")
+    assert str(caught.value).startswith(
+        f"run folder '{url_of(run)}' is in use by another step-ray (process {os.getpid()} on"
+        f" {socket.gethostname()}, since "
+    )
+    node("b")
+    with RunFolder(mirror_of(run)).locked():  # given back
+        pass
+
+
+def test_a_lease_that_nobody_renews_ends(run, node, monkeypatch):
+    taken = lease._Lease(url_of(run))
+    taken.take()  # and its machine dies
+    with RunFolder(run).locked():  # the same node, whose lock is free
+        pass
+    lease._Lease(url_of(run)).take()
+    node("b")
+    monkeypatch.setattr(lease, "STALE_S", 2.0)
+    with pytest.raises(RunStateError), RunFolder(mirror_of(run)).locked():
+        pass
+    time.sleep(2.5)
+    with RunFolder(mirror_of(run)).locked():
+        pass
+
+
+def test_a_process_that_was_away_and_lost_its_lease_stops(run, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    with pytest.raises(RunStateError, match="process 7 on elsewhere"), RunFolder(run).locked():
+        write_bytes(
+            url_of(run) + "/lease.json", b'{"id": "x", "node": "y", "pid": 7, "host": "elsewhere"}'
+        )
+        threading.Event().wait(20)
+    assert read_bytes(url_of(run) + "/lease.json").startswith(b'{"id": "x"')
+
+
+# What a user names by its address
+
+
+def test_a_part_of_a_run_by_its_address(run, node):
+    write_json(run / "run.json", {"config": {"name": "demo"}})
+    write_shard(run / "trajectories/collect", [make_trajectory(name="a")])
+    written(run, models__base__config="c", **{"models__base__model.safetensors": "w"})
+    push(run)
+    node("b")
+    part = given_path(url_of(mirror_of(run)) + "/trajectories/collect")
+    assert [t.trajectory_id for t in read_trajectories(part)] == ["a"]
+    assert (mirror_of(run) / "run.json").is_file()
+    assert not (mirror_of(run) / "models").exists()
+    whole = given_path(url_of(mirror_of(run)))
+    assert [p.name for p in (whole / "models/base").iterdir()] == ["config"]  # no weights
+    assert given_path("runs/demo") == Path("runs/demo")
+    with pytest.raises(ConfigError, match="PATH: there is no run in 's3://runs/nobody'"):
+        given_path("s3://runs/nobody")
+
+
+# Stores that do not work: one line, soon
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"name": "r", "student": {"init": "scratch"}}))
+    return path
+
+
+def refused(step_ray, config, place):
+    """The line of a refused run, which took less than 30 s."""
+    started = time.monotonic()
+    code, out, lines = step_ray("run", config, "--set", f"output_dir={place}")
+    assert time.monotonic() - started < 30
+    assert (code, out, len(lines)) == (2, "", 1)
+    assert not any(value in lines[0] for value in KEYS.values() if value.startswith("secret"))
+    return lines[0].removeprefix(f"step-ray: output_dir: {place}/r: ")
+
+
+def test_a_bucket_that_is_missing(step_ray, config, run):
+    del run
+    assert refused(step_ray, config, "s3://no-such-bucket/runs").startswith(
+        "there is no such bucket; make it, or mend the address"
+    )
+
+
+def test_an_endpoint_where_nothing_listens(step_ray, config, node, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert refused(step_ray, config, "s3://runs/x").startswith("the store cannot be reached;")
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_says_nothing(step_ray, config, node, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert refused(step_ray, config, "s3://runs/x").startswith("the store cannot be reached;")
+
+
+@pytest.fixture
+def strict_server(server, monkeypatch):
+    """The server, which now wants keys that it has given out itself."""
+    import urllib.request
+
+    def checks(after):
+        request = urllib.request.Request(
+            f"{server.url}/moto-api/reset-auth", data=after, headers={"content-type": "text/plain"}
+        )
+        urllib.request.urlopen(request).close()
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url.replace("127.0.0.1", "localhost"))
+    checks(b"0")
+    yield
+    checks(b"inf")
+
+
+def test_keys_that_the_store_does_not_know(step_ray, config, node, strict_server):
+    assert refused(step_ray, config, "s3://runs/x").startswith("access is refused; give creden")
+
+
+def test_a_node_that_cannot_read_the_store_says_so(run, monkeypatch):
+    written(run, seen="")
+    push(run / "seen")
+    ours = versions()
+    assert node_fault(run, [report(url_of(run / "seen"), "a")], ours) is None
+    blind = report(url_of(run / "other"), "b")
+    assert node_fault(run, [blind], ours) == (
+        f"output_dir: '{url_of(run)}' is not seen on b; look at credentials and"
+        " AWS_ENDPOINT_URL there"
+    )
+    url, seen = url_of(run), url_of(run / "seen")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    line = node_fault(mirror(url), [report(seen, "b")], ours)
+    assert line.startswith(f"output_dir: '{url}' is not seen on b: {seen}: the store cannot be")
+
+
+@pytest.mark.slow
+def test_a_store_that_goes_away_is_one_line(run, monkeypatch):
+    url = url_of(run)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(StorageError, match="the store cannot be reached"):
+        write_json(mirror(url) / "stages/x.json", {})
+
+
+# Google's protocol
+
+
+def test_the_same_in_a_store_of_google(node, tmp_path, monkeypatch):
+    import json
+    import urllib.request
+
+    with gcs_server(tmp_path) as google:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
+        run = mirror("gs://runs/team/demo")
+        with pytest.raises(ConfigError, match="there is no such bucket"):
+            check_access(run)
+        bucket = json.dumps({"name": "runs"}).encode()
+        request = urllib.request.Request(
+            f"{google.url}/storage/v1/b?project=p",
+            data=bucket,
+            headers={"content-type": "application/json"},
+        )
+        urllib.request.urlopen(request).close()
+        check_access(run)
+        with RunFolder(run).locked():
+            RunFolder(run).begin("collect", {"seed": 0})
+            for name in "abc":
+                write_shard(run / "trajectories/collect", [make_trajectory(name=name)])
+            compact(run / "trajectories/collect", fan_in=2)
+        node("b")
+        there = fetch("gs://runs/team/demo")
+        assert [t.trajectory_id for t in read_trajectories(there / "trajectories/collect")] == [
+            *"abc"
+        ]
+        RunFolder(there).set_aside("collect", [there / "trajectories/collect"])
+        assert not (there / "stages/collect.json").exists()
+        assert fetch("gs://runs/team/demo/stages").exists() is False or not any(
+            (there / "stages").iterdir()
+        )
