@@ -191,7 +191,7 @@ def run(
         if check.error:
             raise check.error
     with folder.locked(), connected(config.ray):
-        bring_state(config)  # what another driver has done before the lock was ours
+        bring_state(config, is_ours=True)  # what others have done before the lock was ours
         _cluster_resources(config, todo, reporter)
         if config.ray.address != "local":
             check_nodes(config.run_dir)

@@ -16,6 +16,7 @@ from step_ray.errors import ConfigError
 from step_ray.serving.api.app import cors_options
 from step_ray.serving.api.guard import BodyLimit, KeyGuard
 from step_ray.serving.args import SESSION_ROUTING, ServeArgs
+from step_ray.storage.places import url_of
 from step_ray.training.model_files import adapter_base, adapter_config, is_adapter
 from step_ray.training.student import resolve_init
 
@@ -94,6 +95,7 @@ def _llm_config(args: ServeArgs) -> Any:
             **(_lora_kwargs(args.served_name, source) if is_lora else {}),
         },
         # without GPUs Ray cannot tell the device by itself
+        callback_config=_fetching(source, base),
         placement_group_config=None
         if args.gpus_per_replica
         else {"bundles": [{"CPU": args.cpus_per_replica}]},
@@ -109,6 +111,20 @@ def _llm_config(args: ServeArgs) -> Any:
             ),
         },
     )
+
+
+def _fetching(*sources: str) -> dict[str, Any]:
+    """Callback by which replicas on other nodes find what lies in a store, under the same path.
+
+    The cache folder ($STEP_RAY_CACHE) is therefore the same on all nodes.
+    """
+    places = sorted({url for source in sources if (url := url_of(source))})
+    if not places:
+        return {}
+    return {
+        "callback_class": "step_ray.serving.vllm_fetch.FetchModels",
+        "callback_kwargs": {"places": places},
+    }
 
 
 def _lora_kwargs(served_name: str, source: str) -> dict[str, Any]:

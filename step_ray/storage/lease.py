@@ -22,6 +22,7 @@ from typing import Any
 from step_ray.errors import RunStateError, StorageError
 from step_ray.storage.objects import age_s, delete, read_bytes, write_bytes
 from step_ray.storage.places import cache_root, url_of
+from step_ray.storage.remote import held
 
 FILE = "lease.json"
 RENEW_S = 15.0
@@ -33,7 +34,7 @@ SETTLE_S = 1.0
 
 @contextmanager
 def leased(folder: Path) -> Iterator[None]:
-    """Keep a run for this process; of a folder in no mirror nothing is asked.
+    """Keep a run, and its mirror, for this process; of a folder in no mirror nothing is asked.
 
     Raises:
         RunStateError: another process has it, or takes it meanwhile.
@@ -47,7 +48,8 @@ def leased(folder: Path) -> Iterator[None]:
     lease.take()
     lease.start()
     try:
-        yield
+        with held(folder):
+            yield
     except KeyboardInterrupt:
         if lease.lost_to is None:
             raise

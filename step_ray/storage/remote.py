@@ -29,6 +29,9 @@ MOST_COPIED_BYTES = 5 * 10**9
 CHECKPOINT = "checkpoint_"
 """First letters of the folders that Ray Train writes into the store by itself."""
 
+HELD = ".held"
+"""Lock of a folder of a mirror that is written to."""
+
 Skip = Callable[[str], bool]
 
 
@@ -151,6 +154,34 @@ def _pull_folder(store: Any, key: str, path: Path, skip: Skip) -> None:
     for name in _files(path):
         if name not in there and not skip(name):
             (path / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """While this process writes into a folder of a mirror, nobody on this node pulls it."""
+    if url_of(folder) is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / HELD).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def free(folder: Path) -> Iterator[bool]:
+    """Whether no process of this node holds a folder; none begins to in the block.
+
+    Of several who ask, each waits for the one before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(f"{folder}/{HELD}"), (folder / HELD).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def exists(place: str | Path, tries: int = PATIENT_TRIES) -> bool:

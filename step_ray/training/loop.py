@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray.train.torch
 import torch
 
 from step_ray.errors import DataError, StepRayError
+from step_ray.storage.remote import held
 from step_ray.training import checkpoints
 from step_ray.training.batching import Examples, load_examples, plan_epoch
 from step_ray.training.export import export, place_model
@@ -74,6 +76,7 @@ class _Run:
         self.speed = Speed(self.learner)
         self.notices = Notices()
         self.metrics: MetricsLog | None = None
+        self._held = ExitStack()
         self.trackers: Trackers | None = None
 
     def _check_vocabulary(self) -> None:
@@ -95,6 +98,7 @@ class _Run:
             "workers": self.learner.world_size,
             "layout": f"{self.learner.layout}; {self.learner.head}",
         }
+        self._held.enter_context(held(job.work_dir.parent))
         self.metrics = MetricsLog(job.work_dir, done, start)
         opened = open_trackers(
             job.config.tracking,
@@ -111,6 +115,7 @@ class _Run:
             self.trackers.close()
         if self.metrics:
             self.metrics.keep()
+        self._held.close()
 
     def train(self, done: int) -> None:
         """All optimizer steps after the first `done`."""

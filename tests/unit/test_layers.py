@@ -71,7 +71,7 @@ collection.judging
 cluster.joining cluster.nodes serving.generation storage.runfolder tasks teacher
     training.batching training.student
 serving.args serving.generation_thread
-cluster.spot serving.vllm_app
+cluster.spot serving.vllm_app serving.vllm_fetch
 cluster.raysetup
 dataset report.page rollout serving.local_model training.mask_view training.trainee
 training.batch_view training.layout
@@ -111,7 +111,8 @@ HEIGHT = {
 HEAVY = {"ray", "torch", "transformers", "tokenizers", "peft"}
 LOADS_HEAVY = """
 collect render serve serving.agent_server serving.generation serving.generation_thread
-serving.kvcache serving.vllm_app train training.attention training.batch_view training.batching
+serving.kvcache serving.vllm_app serving.vllm_fetch train training.attention training.batch_view
+training.batching
 training.checkpoints training.encoding training.export training.faults training.flops
 training.headloss training.layout training.learner training.loop training.loss training.mask_view
 training.model_files training.preemption training.sharding training.speed training.state

@@ -61,7 +61,7 @@ def test_every_address_comes_back_from_its_place(scheme, parts):
     ],
 )
 def test_what_is_no_address_of_a_run(place, line):
-    with pytest.raises(ConfigError, match="^output_dir: ") as caught:
+    with pytest.raises(ConfigError, match=r"^output_dir: ") as caught:
         parse_config({"name": "r", "output_dir": place})
     assert line in str(caught.value)
 

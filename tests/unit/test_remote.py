@@ -28,7 +28,7 @@ from step_ray.storage.compact import compact
 from step_ray.storage.mirror import given_path
 from step_ray.storage.objects import check_access, read_bytes, write_bytes
 from step_ray.storage.places import mirror, url_of
-from step_ray.storage.remote import exists, fetch, pull, push, remove, tail
+from step_ray.storage.remote import exists, fetch, held, pull, push, remove, tail
 from step_ray.storage.runfolder import RunFolder
 from step_ray.storage.runinfo import versions
 from step_ray.storage.shardwriter import ShardWriter
@@ -65,6 +65,13 @@ def run(server, node, monkeypatch, request):
     return mirror(f"s3://runs/{request.node.name[:40].replace('[', '_')}/demo")
 
 
+def mirror_of(path):
+    """The same place on the node that this process is on now."""
+    parts = Path(path).parts
+    store = next(i for i, part in enumerate(parts) if part.startswith("s3@"))
+    return mirror("s3://" + "/".join(parts[store + 1 :]))
+
+
 def written(folder, **files):
     for name, text in files.items():
         path = folder / name.replace("__", "/")
@@ -88,13 +95,6 @@ def test_what_one_node_pushes_another_fetches(run, node):
     node("b")
     assert fetch(url_of(mirror_of(run)) + "/models").is_dir()
     assert texts(mirror_of(run)) == {"models/base/weights": "w" * 1000}
-
-
-def mirror_of(path, _known={}):
-    """The same place on the node that this process is on now."""
-    parts = Path(path).parts
-    store = next(i for i, part in enumerate(parts) if part.startswith("s3@"))
-    return mirror("s3://" + "/".join(parts[store + 1 :]))
 
 
 def test_only_what_is_new_moves(run, server):
@@ -257,6 +257,21 @@ def test_a_ledger_outlives_the_node_of_its_desk(run, node):
 
 
 # Who works in a run
+
+
+def test_who_looks_at_a_run_leaves_alone_what_a_process_of_this_node_is_writing(run, node):
+    write_json(run / "run.json", {})
+    url = url_of(run)
+    with RunFolder(run).locked():
+        written(run, tasks__new="not pushed yet")
+        assert texts(given_path(url) / "tasks") == {"new": "not pushed yet"}
+    with held(run / "train"):  # rank 0
+        written(run, train__step__metrics="new")
+        given_path(url)
+        assert texts(run / "train/step") == {"metrics": "new"}
+    given_path(url)
+    assert not (run / "tasks/new").exists()
+    assert not (run / "train/step/metrics").exists()
 
 
 def test_a_second_machine_is_refused_and_told_who_works_there(run, node):
