@@ -190,7 +190,7 @@ def run(
     for check in preflight(config, todo, ask=True):
         if check.error:
             raise check.error
-    with folder.locked(), connected(config.ray):
+    with folder.locked(reporter.line), connected(config.ray):
         bring_state(config, is_ours=True)  # what others have done before the lock was ours
         _cluster_resources(config, todo, reporter)
         if config.ray.address != "local":

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,20 @@ FILE = "lease.json"
 RENEW_S = 15.0
 STALE_S = 60.0
 """The wait after a kill, at most, before the same command goes on elsewhere."""
+POLL_S = 2.0
 SETTLE_S = 1.0
 """Between taking the lease and looking whether somebody else has taken it, too."""
 
 
 @contextmanager
-def leased(folder: Path) -> Iterator[None]:
+def leased(folder: Path, tell: Callable[[str], object]) -> Iterator[None]:
     """Keep a run, and its mirror, for this process; of a folder in no mirror nothing is asked.
+
+    The lease of a process that is gone is waited for, at most `STALE_S`.
+
+    Args:
+        folder: of the run.
+        tell: called with a line when there is something to wait for.
 
     Raises:
         RunStateError: another process has it, or takes it meanwhile.
@@ -45,7 +52,7 @@ def leased(folder: Path) -> Iterator[None]:
         yield
         return
     lease = _Lease(url)
-    lease.take()
+    lease.take(tell)
     lease.start()
     try:
         with held(folder):
@@ -63,30 +70,44 @@ class _Lease:
 
     def __init__(self, url: str) -> None:
         self._url, self._place = url, f"{url}/{FILE}"
-        self._record = {
+        self._record: dict[str, Any] = {
             "id": uuid.uuid4().hex,
             "node": _node(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "renewals": 0,
         }
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.lost_to: dict[str, Any] | None = None
 
-    def take(self) -> None:
-        """Write the lease, if nobody has a fresh one.
+    def take(self, tell: Callable[[str], object]) -> None:
+        """Write the lease, once nobody has one that is renewed.
 
         The caller has the lock of the folder, so an owner on this node has ended.
         """
         other = self._other()
-        is_elsewhere = other is not None and other.get("node") != self._record["node"]
-        if other is not None and is_elsewhere and age_s(self._place) < STALE_S:
-            raise RunStateError(_in_use(self._url, other))
+        if other is not None and other.get("node") != self._record["node"]:
+            self._outwait(other, tell)
         self._write()
         time.sleep(SETTLE_S)
         if (other := self._other()) is not None:
             raise RunStateError(_in_use(self._url, other))
+
+    def _outwait(self, other: dict[str, Any], tell: Callable[[str], object]) -> None:
+        """Wait until a lease is stale; one that is renewed meanwhile has an owner."""
+        left_s = STALE_S - age_s(self._place)
+        if left_s > 0:
+            tell(f"waits up to {left_s:.0f} s for the lease of {_owner(other)}")
+        while left_s > 0:
+            time.sleep(min(POLL_S, left_s))
+            found = self._other()
+            if found is None:
+                return
+            if found != other:
+                raise RunStateError(_in_use(self._url, found))
+            left_s = STALE_S - age_s(self._place)
 
     def start(self) -> None:
         """Renew it from now on."""
@@ -105,6 +126,7 @@ class _Lease:
             with suppress(StorageError):  # what is written next says so, too
                 self.lost_to = self._other()
                 if self.lost_to is None:
+                    self._record["renewals"] += 1
                     self._write()
                 else:
                     # two may not write into one run; a signal ends what the main thread waits for
@@ -135,8 +157,8 @@ def _node() -> str:
 
 
 def _in_use(url: str, record: dict[str, Any]) -> str:
-    who = f"process {record.get('pid')} on {record.get('host')}, since {record.get('since')}"
-    return (
-        f"run folder {url!r} is in use by another step-ray ({who}); stop it, or wait: a lease that"
-        f" is not renewed ends after {STALE_S:.0f} s"
-    )
+    return f"run folder {url!r} is in use by another step-ray ({_owner(record)}); wait or stop it"
+
+
+def _owner(record: dict[str, Any]) -> str:
+    return f"process {record.get('pid')} on {record.get('host')}, since {record.get('since')}"

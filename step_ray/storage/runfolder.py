@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +73,13 @@ class RunFolder:
         self.path = path
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, tell: Callable[[str], object] = str) -> Iterator[None]:
         """Keep the folder for this process; the lock goes with the process, however it ends.
 
         Of a run in a store other machines are kept out, too (lease.py).
+
+        Args:
+            tell: called with a line when there is something to wait for.
 
         Raises:
             RunStateError: another process works in the folder.
@@ -90,7 +93,7 @@ class RunFolder:
                     f"run folder {shown(self.path)!r} is in use by another step-ray; wait or stop"
                     " it"
                 ) from exc
-            with leased(self.path):
+            with leased(self.path, tell):
                 yield
 
     def state(self, stage: str) -> StageState:

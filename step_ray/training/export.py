@@ -22,6 +22,7 @@ from step_ray.storage.runinfo import run_info
 from step_ray.training.batching import Examples
 from step_ray.training.job import RESULT_FILE, TrainJob, TrainResult
 from step_ray.training.learner import Learner
+from step_ray.training.model_files import set_base
 from step_ray.training.sharding import gather
 from step_ray.training.student import load_model, load_tokenizer
 from step_ray.training.trainee import build_model
@@ -82,10 +83,10 @@ def _container(job: TrainJob) -> Any:
 def _save_weights(model: Any, folder: Path, job: TrainJob) -> Any:
     """Write weights and config; gives the model (of an adapter: its base)."""
     if job.config.export == "adapter":
-        # where every node finds it
-        model.peft_config["default"].base_model_name_or_path = shown(job.init)
         # without the base's config.json: transformers would take the folder for a whole model
         model.save_pretrained(folder)
+        if url := url_of(job.init):
+            set_base(folder, url)
         return model.get_base_model()
     whole = model.merge_and_unload() if job.config.lora_rank else model
     whole.to(getattr(torch, job.dtype)).save_pretrained(folder)

@@ -44,6 +44,16 @@ def adapter_base(source: str) -> str:
     return str(fetch(adapter_config(source)["base_model_name_or_path"]))
 
 
+def set_base(folder: Path, place: str) -> None:
+    """Let an adapter name the address of its base, where every node finds it.
+
+    PEFT itself looks for a base that is no folder on the hub, so this is done when it has saved.
+    """
+    file = folder / ADAPTER_FILE
+    record = {**adapter_config(str(folder)), "base_model_name_or_path": place}
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
 def load_config(source: str) -> Any:
     """The model config of a folder or hub id; that of its base for the folder of an adapter."""
     if is_adapter(source):

@@ -1,6 +1,9 @@
 """Files between mirrors and a store: a real S3 server, asked through pyarrow."""
 
+import asyncio
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -8,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 from builders import make_trajectory
+from peft import LoraConfig, get_peft_model
 from storeserver import KEYS, gcs_server, make_bucket, s3_server
 
 from step_ray.calls.cache import CallCache, Lookup, call_key
@@ -21,8 +26,14 @@ from step_ray.calls.desk import TeacherDesk, read_ledger
 from step_ray.calls.spending import Spending
 from step_ray.cluster.nodes import node_fault, report
 from step_ray.collection.teacher_config import TeacherConfig
+from step_ray.config import ScratchConfig, TrainConfig, parse_config
+from step_ray.envs.alfworld.env import AlfworldEnv
 from step_ray.errors import ConfigError, RunStateError, StorageError
 from step_ray.llm import Completion
+from step_ray.progress import Reporter
+from step_ray.serving.vllm_fetch import FetchModels
+from step_ray.stages.base import StageContext
+from step_ray.stages.line import build_stages
 from step_ray.storage import lease
 from step_ray.storage.compact import compact
 from step_ray.storage.mirror import given_path
@@ -33,6 +44,18 @@ from step_ray.storage.runfolder import RunFolder
 from step_ray.storage.runinfo import versions
 from step_ray.storage.shardwriter import ShardWriter
 from step_ray.store import read_trajectories, write_json, write_shard
+from step_ray.tasks import read_tasks
+from step_ray.training.export import place_model
+from step_ray.training.job import RESULT_FILE, TrainJob
+from step_ray.training.student import (
+    check_model,
+    load_model,
+    load_tokenizer,
+    new_model,
+    resolve_init,
+    save_student,
+    train_tokenizer,
+)
 
 RUN = "s3://runs/team/demo"
 HERE = Path(__file__).resolve().parents[1]
@@ -274,7 +297,8 @@ def test_who_looks_at_a_run_leaves_alone_what_a_process_of_this_node_is_writing(
     assert not (run / "train/step/metrics").exists()
 
 
-def test_a_second_machine_is_refused_and_told_who_works_there(run, node):
+def test_a_second_machine_is_refused_and_told_who_works_there(run, node, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_S", 0.5)
     with RunFolder(run).locked():
         node("b")
         with (
@@ -293,18 +317,16 @@ def test_a_second_machine_is_refused_and_told_who_works_there(run, node):
 
 
 def test_a_lease_that_nobody_renews_ends(run, node, monkeypatch):
-    taken = lease._Lease(url_of(run))
-    taken.take()  # and its machine dies
-    with RunFolder(run).locked():  # the same node, whose lock is free
-        pass
-    lease._Lease(url_of(run)).take()
+    lease._Lease(url_of(run)).take(print)  # and its process is killed
+    told = []
+    with RunFolder(run).locked(told.append):  # the same node, whose lock is free
+        assert told == []
+    lease._Lease(url_of(run)).take(print)
     node("b")
-    monkeypatch.setattr(lease, "STALE_S", 2.0)
-    with pytest.raises(RunStateError), RunFolder(mirror_of(run)).locked():
-        pass
-    time.sleep(2.5)
-    with RunFolder(mirror_of(run)).locked():
-        pass
+    monkeypatch.setattr(lease, "STALE_S", 4.0)
+    with RunFolder(mirror_of(run)).locked(told.append):
+        (line,) = told
+    assert re.fullmatch(r"waits up to [34] s for the lease of process \d+ on \S+, since .*", line)
 
 
 def test_a_process_that_was_away_and_lost_its_lease_stops(run, monkeypatch):
@@ -315,6 +337,94 @@ def test_a_process_that_was_away_and_lost_its_lease_stops(run, monkeypatch):
         )
         threading.Event().wait(20)
     assert read_bytes(url_of(run) + "/lease.json").startswith(b'{"id": "x"')
+
+
+# What travels between nodes
+
+
+def test_games_dealt_out_on_one_node_are_played_on_another(run, node):
+    settings = {
+        "name": run.name,
+        "output_dir": url_of(run.parent),
+        "env": {"generator": {"size": "tiny"}},
+        "tasks": {"num_expert": 2, "num_collect": 2, "num_eval": 1},
+    }
+    config = parse_config(settings)
+    assert config.run_dir == run
+    build_stages(config)[0].run(StageContext(config, Reporter()))
+    push(run / "games")
+    node("b")
+    pull(mirror_of(run) / "tasks")
+    task, other = read_tasks(mirror_of(run) / "tasks/collect.parquet")
+    assert task.params["game"].startswith(url_of(mirror_of(run)) + "/games/json_2.1.1/train/")
+    assert "Your task is to" in AlfworldEnv().reset(task)
+    assert mirror(task.params["game"]).is_file()
+    assert not mirror(other.params["game"]).exists()
+
+
+def test_a_job_finds_its_inputs_on_the_node_of_a_worker(run, node):
+    written(run, datasets__step__examples="e", models__base__weights="w")
+    push(run)
+    job = TrainJob(
+        config=TrainConfig(),
+        examples_dir=run / "datasets/step",
+        init=str(run / "models/base"),
+        dtype="float32",
+        output_dir=run / "models/step",
+        work_dir=run / "train/step",
+        seed=0,
+        name="step",
+    )
+    told = json.loads(json.dumps(job.to_nodes()))
+    assert TrainJob.on_node(told) == job
+    node("b")
+    there = TrainJob.on_node(told)
+    assert texts(there.examples_dir) == {"examples": "e"}
+    assert texts(Path(there.init)) == {"weights": "w"}
+    assert there.output_dir == mirror_of(run) / "models/step"
+    assert not there.output_dir.exists()
+    hub = job.model_copy(update={"init": "meta-llama/Llama-2-7b-chat-hf"})
+    assert TrainJob.on_node(hub.to_nodes()).init == "meta-llama/Llama-2-7b-chat-hf"
+
+
+def test_an_adapter_finds_its_base_on_another_node(run, node):
+    tokenizer = train_tokenizer(["go to the desk"], 300)
+    shape = ScratchConfig(vocab_size=300, hidden_size=16, num_layers=1, num_heads=1)
+    model = new_model(tokenizer, shape, max_length=64, seed=0)
+    save_student(run / "models/base", model, tokenizer)
+    adapter = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapter.peft_config["default"].base_model_name_or_path = url_of(run / "models/base")
+    adapter.save_pretrained(run / "models/step")
+    tokenizer.save_pretrained(run / "models/step")
+    adapter.get_base_model().generation_config.save_pretrained(run / "models/step")
+    push(run / "models")
+    node("b")
+    source = resolve_init(url_of(mirror_of(run)) + "/models/step")
+    assert source == str(mirror_of(run) / "models/step")
+    assert not (mirror_of(run) / "models/base").exists()
+    check_model(source, load_tokenizer(source))
+    assert load_model(source, "float32").config.hidden_size == 16
+
+
+def test_a_model_appears_with_its_result(run, node, server):
+    written(run, models__step__old="of another training")
+    written(
+        run,
+        **{"models__.step.partial__weights": "w", "models__.step.partial__" + RESULT_FILE: "{}"},
+    )
+    place_model(run / "models/.step.partial", run / "models/step")
+    assert texts(run / "models/step") == {"weights": "w", RESULT_FILE: "{}"}
+    assert server.asked("PUT")[-1] == ("PUT", key_of(run / "models/step" / RESULT_FILE))
+
+
+def test_a_vllm_replica_fetches_what_it_loads(run, node):
+    written(run, models__base__weights="w")
+    push(run)
+    node("b")
+    place = url_of(mirror_of(run)) + "/models/base"
+    callback = FetchModels(llm_config=None, places=[place])
+    asyncio.run(callback.run_callback("on_before_node_init"))
+    assert texts(mirror(place)) == {"weights": "w"}
 
 
 # What a user names by its address
@@ -379,7 +489,6 @@ def test_an_endpoint_that_says_nothing(step_ray, config, node, monkeypatch):
 @pytest.fixture
 def strict_server(server, monkeypatch):
     """The server, which now wants keys that it has given out itself."""
-    import urllib.request
 
     def checks(after):
         request = urllib.request.Request(
@@ -425,9 +534,6 @@ def test_a_store_that_goes_away_is_one_line(run, monkeypatch):
 
 
 def test_the_same_in_a_store_of_google(node, tmp_path, monkeypatch):
-    import json
-    import urllib.request
-
     with gcs_server(tmp_path) as google:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
         run = mirror("gs://runs/team/demo")
