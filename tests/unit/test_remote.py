@@ -47,6 +47,7 @@ from step_ray.store import read_trajectories, write_json, write_shard
 from step_ray.tasks import read_tasks
 from step_ray.training.export import place_model
 from step_ray.training.job import RESULT_FILE, TrainJob
+from step_ray.training.model_files import set_base
 from step_ray.training.student import (
     check_model,
     load_model,
@@ -393,8 +394,9 @@ def test_an_adapter_finds_its_base_on_another_node(run, node):
     model = new_model(tokenizer, shape, max_length=64, seed=0)
     save_student(run / "models/base", model, tokenizer)
     adapter = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
-    adapter.peft_config["default"].base_model_name_or_path = url_of(run / "models/base")
+    adapter.peft_config["default"].base_model_name_or_path = str(run / "models/base")
     adapter.save_pretrained(run / "models/step")
+    set_base(run / "models/step", url_of(run / "models/base"))
     tokenizer.save_pretrained(run / "models/step")
     adapter.get_base_model().generation_config.save_pretrained(run / "models/step")
     push(run / "models")
