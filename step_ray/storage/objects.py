@@ -167,11 +167,11 @@ def told(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # pyarrow's for what makes no address is a ValueError
         raise StorageError(f"{url}: {_fault(exc)}") from exc
 
 
-def _fault(exc: OSError) -> str:
+def _fault(exc: Exception) -> str:
     text = " ".join(str(exc).split())
     for name in SECRETS:
         secret = os.environ.get(name, "")

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from step_ray.config import BASE, Recipe, RunConfig
 from step_ray.report.episodes import ArmView, Group, write_episodes
 from step_ray.report.results import EpisodeCounts
+from step_ray.storage.places import shown
 from step_ray.storage.shards import read_table
 from step_ray.store import finished_ids, iter_trajectories
 from step_ray.training.masking import is_trained, steps_in_text, unwanted
@@ -62,7 +63,7 @@ def write_run_episodes(
     return write_episodes(
         path,
         run=config.name,
-        run_dir=str(config.run_dir),
+        run_dir=shown(config.run_dir),
         groups=groups,
         vocabulary=tokens.vocabulary,
     )

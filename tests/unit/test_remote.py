@@ -27,10 +27,12 @@ from step_ray.calls.spending import Spending
 from step_ray.cluster.nodes import node_fault, report
 from step_ray.collection.teacher_config import TeacherConfig
 from step_ray.config import ScratchConfig, TrainConfig, parse_config
+from step_ray.env_config import EnvConfig
 from step_ray.envs.alfworld.env import AlfworldEnv
 from step_ray.errors import ConfigError, RunStateError, StorageError
 from step_ray.llm import Completion
 from step_ray.progress import Reporter
+from step_ray.serving.config import AgentConfig
 from step_ray.serving.vllm_fetch import FetchModels
 from step_ray.stages.base import StageContext
 from step_ray.stages.line import build_stages
@@ -449,7 +451,7 @@ def test_a_part_of_a_run_by_its_address(run, node):
         given_path("s3://runs/nobody")
 
 
-# Stores that do not work: one line, soon
+# Stores that do not work: one line, soon; those that do
 
 
 @pytest.fixture
@@ -467,6 +469,24 @@ def refused(step_ray, config, place):
     assert (code, out, len(lines)) == (2, "", 1)
     assert not any(value in lines[0] for value in KEYS.values() if value.startswith("secret"))
     return lines[0].removeprefix(f"step-ray: output_dir: {place}/r: ")
+
+
+def test_a_dry_run_looks_at_the_store_and_leaves_nothing(step_ray, config, run, server):
+    place = url_of(run.parent)
+    _, out, _ = step_ray("run", config, "--dry-run", "--set", f"output_dir={place}")
+    assert f"ready     store {place}/r" in out
+    assert f"folder    {place}/r" in out
+    written = [key for method, key in server.asked("PUT") if run.parent.name in key]
+    gone = [key for method, key in server.asked("DELETE") if run.parent.name in key]
+    assert written == gone
+    assert len(gone) == 1
+
+
+def test_games_of_a_served_agent_are_in_no_mirror(run, tmp_path):
+    config = AgentConfig().for_run(EnvConfig(), run, before_execution=False)
+    assert config.work_dir == ""
+    local = AgentConfig().for_run(EnvConfig(), tmp_path / "r", before_execution=False)
+    assert local.work_dir == str(tmp_path / "r" / "serve")
 
 
 def test_a_bucket_that_is_missing(step_ray, config, run):
