@@ -30,7 +30,7 @@ STORES ?= .venv-stores
 STORES_STAMP := $(STORES)/.installed
 export STEP_RAY_STORES ?= $(STORES)/bin
 
-.PHONY: demo test test-slow test-official test-vllm test-mistral lint install crds clean
+.PHONY: demo test test-slow test-official test-vllm install-vllm test-mistral lint install crds clean
 
 install: $(STAMP)
 
@@ -71,6 +71,8 @@ $(VLLM_STAMP): pyproject.toml tests/with_vllm/requirements.txt tests/with_vllm/m
 	$(VLLM)/bin/python -m pip install --quiet --no-deps `$(VLLM)/bin/python tests/with_vllm/make_shim.py $(VLLM)`
 	$(VLLM)/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
+
+install-vllm: $(VLLM_STAMP)
 
 test-vllm: $(VLLM_STAMP)
 	$(VLLM)/bin/python -m pytest tests/with_vllm

@@ -36,6 +36,9 @@ from step_ray.training.student import check_model, load_tokenizer, resolve_init
 APP_NAME = "step_ray_agent"
 MODEL_VARIABLE = "STEP_RAY_MODEL_DIR"
 """Environment variable with the model that `serve build` builds for."""
+HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
+"""Ray's switch (1: on) to HAProxy, which forwards requests without Python. It takes no router: an
+episode stays with its replica when RAY_SERVE_HAPROXY_BALANCE_ALGORITHM is hdr(x-session-id)."""
 REPLICA_KEYS = set(ServeConfig.model_fields) - {
     *("engine", "host", "port", "num_replicas", "autoscaling", "max_surge_percent"),
     *("cpus_per_replica", "gpus_per_replica", "node_labels", "api_key_env"),
@@ -93,10 +96,17 @@ def _options(args: ServeArgs) -> dict[str, Any]:
         "max_ongoing_requests": 2 * args.max_batch_size + max(0, args.max_queued_requests),
         "user_config": args.model_spec(),
         "graceful_shutdown_timeout_s": args.drain_timeout_s,
-        # set for one replica, too: a proxy keeps the router that it started with when replicas
-        # are added
-        "request_router_config": RequestRouterConfig.model_validate(SESSION_ROUTING),
+        **_routing(),
     }
+
+
+def _routing() -> dict[str, Any]:
+    """Option of the deployment that requests come to first: which replica gets one."""
+    if os.environ.get(HAPROXY_VARIABLE) == "1":
+        return {}
+    # set for one replica, too: a proxy keeps the router that it started with when replicas are
+    # added
+    return {"request_router_config": RequestRouterConfig.model_validate(SESSION_ROUTING)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-BIN = Path(os.environ.get("STEP_RAY_STORES") or Path(__file__).parents[1] / ".venv-stores/bin")
+HERE = Path(__file__).resolve().parent
+BIN = Path(os.environ.get("STEP_RAY_STORES") or HERE.parent / ".venv-stores/bin").resolve()
 START_S = 60
 KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIAOFATEST",

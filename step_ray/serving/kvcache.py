@@ -6,8 +6,9 @@ token ids. Neither ever runs the model.
 Shape suffixes: B rows, T new tokens. Keys and values are [rows, heads, columns, dim].
 """
 
+from bisect import bisect, insort
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -120,59 +121,66 @@ class BatchCache(Cache):
                 state[target, :, :length] = state[source, :, :length]
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    ids: np.ndarray
-    layers: Layers
-    num_bytes: int
-
-
 class PrefixCache:
     """Keys and values of past prompts, bounded in bytes; the least recently used go first.
 
     An entry is used exactly as far as its token ids equal the new prompt's, so it cannot be wrong.
+    No entry continues another one.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._entries: list[_Entry] = []
-        """Least recently used first."""
+        self._layers: OrderedDict[bytes, Layers] = OrderedDict()
+        """By the key of the token ids, least recently used first."""
+        self._keys: list[bytes] = []
+        """Sorted, so that what shares most with a prompt stands beside the prompt's place."""
 
     def longest(self, ids: Sequence[int]) -> tuple[int, Layers]:
         """Length of the longest remembered prefix of `ids`, and the layers that hold it."""
-        wanted = np.asarray(ids)
-        best, best_length = None, 0
-        for entry in reversed(self._entries):
-            length = _common_prefix(entry.ids, wanted)
-            if length > best_length:
-                best, best_length = entry, length
-        if best is None:
+        wanted = _key(ids)
+        place = bisect(self._keys, wanted)
+        beside = self._keys[max(0, place - 1) : place + 1]
+        length, best = max(((_common_prefix(key, wanted), key) for key in beside), default=(0, b""))
+        if length == 0:
             return 0, []
-        self._entries.remove(best)
-        self._entries.append(best)
-        return best_length, best.layers
+        self._layers.move_to_end(best)
+        return length, self._layers[best]
 
     def add(self, ids: Sequence[int], layers: Layers) -> None:
         """Remember the keys and values of `ids`; an entry that `ids` continues is dropped."""
-        new = np.asarray(ids)
-        for entry in [e for e in self._entries if _common_prefix(e.ids, new) == len(e.ids)]:
-            self._drop(entry)
-        num_bytes = sum(state.nbytes for layer in layers for state in layer)
-        self._entries.append(_Entry(new, layers, num_bytes))
-        self.num_bytes += num_bytes
+        new = _key(ids)
+        place = bisect(self._keys, new)
+        if place < len(self._keys) and self._keys[place].startswith(new):
+            self._layers.move_to_end(self._keys[place])  # it holds as much, and more
+            return
+        if place and new.startswith(self._keys[place - 1]):
+            self._drop(self._keys[place - 1])
+        insort(self._keys, new)
+        self._layers[new] = layers
+        self.num_bytes += _num_bytes(layers)
         while self.num_bytes > self.max_bytes:
-            self._drop(self._entries[0])
+            self._drop(next(iter(self._layers)))
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._keys)
 
-    def _drop(self, entry: _Entry) -> None:
-        self._entries.remove(entry)
-        self.num_bytes -= entry.num_bytes
+    def _drop(self, key: bytes) -> None:
+        del self._keys[bisect(self._keys, key) - 1]
+        self.num_bytes -= _num_bytes(self._layers.pop(key))
 
 
-def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    size = min(len(a), len(b))
-    differs = np.flatnonzero(a[:size] != b[:size])
-    return int(differs[0]) if len(differs) else size
+def _key(ids: Sequence[int]) -> bytes:
+    """Bytes that sort as the ids do: four per id, the highest first."""
+    return np.asarray(ids, dtype=">u4").tobytes()
+
+
+def _common_prefix(a: bytes, b: bytes) -> int:
+    """The number of ids that two keys begin with in common."""
+    size = min(len(a), len(b)) // 4
+    differs = np.frombuffer(a, np.uint32, size) != np.frombuffer(b, np.uint32, size)
+    return int(differs.argmax()) if differs.any() else size
+
+
+def _num_bytes(layers: Layers) -> int:
+    return sum(state.nbytes for layer in layers for state in layer)

@@ -26,6 +26,14 @@ def test_replicas_without_labels_run_anywhere():
     assert options.get("label_selector") is None
 
 
+@pytest.mark.parametrize(("switch", "router"), [("1", "PowerOfTwo"), ("0", "ConsistentHash")])
+def test_haproxy_gets_no_router_because_ray_refuses_it(monkeypatch, switch, router):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", switch)
+    built = deployment(build_app(ServeArgs(model_dir="builtin:tiny-base")))
+    config = built._deployment_config.request_router_config
+    assert router in str(config.request_router_class)
+
+
 @pytest.mark.parametrize(("labels", "expected"), [({"r": "train"}, {"r": "train"}), ({}, None)])
 def test_workers_carry_the_selector(labels, expected):
     scaling = train_module.scaling_config(
