@@ -8,7 +8,7 @@ from pathlib import Path
 
 from step_ray.config import RunConfig
 from step_ray.errors import ConfigError, StorageError
-from step_ray.storage.objects import check_access
+from step_ray.storage.objects import TRIES, check_access
 from step_ray.storage.places import holds_secret, is_url, mirror, url_fault, url_of
 from step_ray.storage.remote import exists, free, pull
 
@@ -75,7 +75,7 @@ def given_path(place: str) -> Path:
     if fault or holds_secret(place):
         raise ConfigError(f"PATH: {fault or 'an address with a user or a query'}")
     path = mirror(place)
-    root = next((p for p in _upwards(path) if exists(p / RUN_FILE)), None)
+    root = next((p for p in _upwards(path) if exists(p / RUN_FILE, TRIES)), None)
     if root is None:
         raise ConfigError(f"PATH: there is no run in {place!r}; give the address of one, or a part")
     with free(root) as is_free:

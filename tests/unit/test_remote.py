@@ -451,6 +451,27 @@ def test_a_part_of_a_run_by_its_address(run, node):
         given_path("s3://runs/nobody")
 
 
+def test_commands_take_an_address_where_they_take_a_folder(step_ray, run, node, monkeypatch):
+    write_json(run / "run.json", {"config": {"name": "demo"}})
+    write_shard(
+        run / "trajectories/collect", [make_trajectory(name="a"), make_trajectory(name="b")]
+    )
+    url = url_of(run)
+    node("b")
+    for place in (url, f"{url}/trajectories/collect"):
+        code, out, _ = step_ray("data", "stats", place, "--json")
+        assert (code, json.loads(out)["collect"]["num_episodes"]) == (0, 2)
+    code, out, _ = step_ray("show", f"{url}/trajectories/collect", "--index", "1")
+    assert (code, out.splitlines()[0]) == (0, "b")
+    code, out, lines = step_ray("show", f"{url}/trajectories/nothing")
+    assert (code, out, len(lines)) == (2, "", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    code, out, lines = step_ray("show", url)
+    assert (code, out, len(lines)) == (2, "", 1)
+    assert lines[0].startswith(f"step-ray: {url}")
+    assert "the store cannot be reached" in lines[0]
+
+
 # Stores that do not work: one line, soon; those that do
 
 
