@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 from builders import make_trajectory
+from jsonserver import JsonHandler
+from jsonserver import running as serving
 from peft import LoraConfig, get_peft_model
 from storeserver import KEYS, gcs_server, make_bucket, s3_server
 
@@ -543,6 +545,30 @@ def strict_server(server, monkeypatch):
     checks(b"0")
     yield
     checks(b"inf")
+
+
+class Refusal(JsonHandler):
+    """Answers as AWS does to who may not; moto knows no requests without a signature."""
+
+    def do_PUT(self):
+        self.server.signed.append("authorization" in self.headers)
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("content-type", "application/xml")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+
+def test_no_credentials_at_all(step_ray, config, node, monkeypatch, tmp_path):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with serving(Refusal, signed=[]) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url.removesuffix("/v1"))
+        assert refused(step_ray, config, "s3://runs/x").startswith("access is refused; give cred")
+    assert server.signed == [False]
 
 
 def test_keys_that_the_store_does_not_know(step_ray, config, node, strict_server):
