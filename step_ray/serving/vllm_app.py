@@ -95,7 +95,7 @@ def _llm_config(args: ServeArgs) -> Any:
             **(_lora_kwargs(args.served_name, source) if is_lora else {}),
         },
         # without GPUs Ray cannot tell the device by itself
-        callback_config=_fetching(source, base),
+        **_fetching(source, base),
         placement_group_config=None
         if args.gpus_per_replica
         else {"bundles": [{"CPU": args.cpus_per_replica}]},
@@ -122,8 +122,10 @@ def _fetching(*sources: str) -> dict[str, Any]:
     if not places:
         return {}
     return {
-        "callback_class": "step_ray.serving.vllm_fetch.FetchModels",
-        "callback_kwargs": {"places": places},
+        "callback_config": {
+            "callback_class": "step_ray.serving.vllm_fetch.FetchModels",
+            "callback_kwargs": {"places": places},
+        }
     }
 
 
