@@ -17,7 +17,15 @@ from urllib.parse import quote
 import openai
 from openai.types.chat import ChatCompletion
 
-from step_ray.calls.endpoint import NO_KEY, Failure, failure_of, is_refusal, retry_after_s, shown
+from step_ray.calls.endpoint import (
+    NO_KEY,
+    Failure,
+    failure_of,
+    is_refusal,
+    retry_after_s,
+    shown,
+    words_of,
+)
 from step_ray.calls.gate import Gate, OpenGate
 from step_ray.calls.replylimit import ReplyTooLongError, limited_client
 from step_ray.calls.spending import NOTHING, Spending
@@ -301,7 +309,7 @@ class OpenAIChat:
 
     def _raise_if_final(self, exc: Exception, attempt: int, has_schema: bool) -> None:
         """Raise when sending again cannot help. Nothing is chained: the cause may hold the key."""
-        line = shown(str(exc), self._api_key)
+        line = shown(words_of(exc), self._api_key)
         what = failure_of(exc)
         if what is Failure.CONTEXT:
             raise ContextLengthError(f"{self.name}: {line}") from None

@@ -58,6 +58,13 @@ def is_refusal(exc: Exception) -> bool:
     return exc.status_code in REFUSED_STATUS or getattr(exc, "code", None) == NO_MONEY
 
 
+def words_of(exc: Exception) -> str:
+    """What an error says; openai calls every failed connection by one of two names."""
+    if isinstance(exc, openai.APIConnectionError):
+        return str(exc.__cause__ or "") or str(exc)
+    return str(exc)
+
+
 def shown(text: str, api_key: str) -> str:
     """The first line of an endpoint's words, without the key, at a length one can read."""
     if api_key not in ("", NO_KEY):

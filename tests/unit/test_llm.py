@@ -230,8 +230,10 @@ def test_a_prompt_that_does_not_fit_is_a_context_length_error(error):
 
 
 def test_a_refused_connection_is_an_error_that_names_the_address():
-    url = f"http://127.0.0.1:{free_port()}/v1"
-    with pytest.raises(LLMError, match=rf"^m at {url}: gave up after 2 tries: Connection error"):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/v1"
+    line = rf"^m at {url}: gave up after 2 tries: Cannot connect to host 127.0.0.1:{port}"
+    with pytest.raises(LLMError, match=line):
         complete(url, max_retries=1)
 
 
