@@ -24,6 +24,12 @@ VLLM_STAMP := $(VLLM)/.installed
 # Mistral's tokenizers and encoder, which want an older numpy than ours: an environment of its own.
 MISTRAL ?= .venv-mistral
 
+# Servers that speak the protocols of S3 and of Google's storage, against which tests run: botocore
+# wants an older python-dateutil than ours, so an environment of its own.
+STORES ?= .venv-stores
+STORES_STAMP := $(STORES)/.installed
+export STEP_RAY_STORES ?= $(STORES)/bin
+
 .PHONY: demo test test-slow test-official test-vllm install-vllm test-mistral lint install crds clean
 
 install: $(STAMP)
@@ -38,12 +44,17 @@ demo: $(STAMP)
 	$(BIN)/step-ray run jobs/configs/demo.yaml
 
 # What needs no cluster runs on all cores; the tests on Ray share one cluster, so they run in a row.
-test: $(STAMP)
+test: $(STAMP) $(STORES_STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --dist loadfile --ignore tests/ray
 	$(BIN)/python -m pytest -m "not slow and not gpu" tests/ray
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) $(STORES_STAMP)
 	$(BIN)/python -m pytest -m slow
+
+$(STORES_STAMP): tests/stores.txt
+	$(PYTHON) -m venv $(STORES)
+	$(STORES)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/stores.txt
+	touch $@
 
 $(OFFICIAL_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OFFICIAL)
@@ -87,4 +98,4 @@ crds:
 	    curl -fsSL $(CRD_URL)/ray.io_$$kind.yaml -o $(KUBERAY_CRDS)/ray.io_$$kind.yaml || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OFFICIAL) $(VLLM) $(MISTRAL) .crds build *.egg-info
+	rm -rf $(VENV) $(OFFICIAL) $(VLLM) $(MISTRAL) $(STORES) .crds build *.egg-info

@@ -19,6 +19,8 @@ from step_ray.config import RunConfig, load_config
 from step_ray.data.commands import app as data_app
 from step_ray.data.commands import replay
 from step_ray.errors import ConfigError, StepRayError
+from step_ray.storage.mirror import bring_state, given_path
+from step_ray.storage.places import is_url, place_of, shown
 
 app = typer.Typer(
     help="STeP: LLM agents trained on self-reflected trajectories with partial masking, on Ray.",
@@ -181,7 +183,11 @@ def report(
     from step_ray.stages.summary import write_run_report, write_whole_report
     from step_ray.tools.episodes import MOST_EPISODES
 
-    paths = [Path(name) for name in targets if name == targets[0] or Path(name).exists()]
+    paths = [
+        given_path(name)
+        for name in targets
+        if name == targets[0] or is_url(name) or Path(name).exists()
+    ]
     if len(paths) > 1:
         compare(paths, out or Path("compare.html"))
         return
@@ -197,7 +203,12 @@ def report(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of finished runs")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="finished runs: folders or s3://...", parser=given_path
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write")] = Path(
         "compare.html"
     ),
@@ -222,13 +233,18 @@ def serve(
     from step_ray.serving.command import serve_forever
 
     resolved = _load(config, overrides, assignments)
-    folder = model_dir or str((resolved.run_dir / "models" / arm).resolve())
+    folder = model_dir or place_of(resolved.run_dir / "models" / arm)
     serve_forever(resolved, folder, arm if model_dir is None else Path(model_dir).name)
 
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(help="folder of trajectories or of training examples")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="folder (or s3://...) of trajectories or of training examples", parser=given_path
+        ),
+    ],
     index: Annotated[int, typer.Option("--index", "-n", help="which one, from 0")] = 0,
     task: Annotated[str, typer.Option("--id", help="the first whose id contains this text")] = "",
     model: Annotated[
@@ -332,9 +348,10 @@ def _load_run(path: Path, overrides: list[str] | None, assignments: list[str] | 
         resolved = _load(here / "config.yaml", where, [*(overrides or ()), *(assignments or ())])
     else:
         resolved = _load(path, overrides, assignments)
+    bring_state(resolved)
     if not (resolved.run_dir / "run.json").is_file():
         raise ConfigError(
-            f"name: there is no run in {str(resolved.run_dir)!r}; start it with `step-ray run`"
+            f"name: there is no run in {shown(resolved.run_dir)!r}; start it with `step-ray run`"
         )
     return resolved
 

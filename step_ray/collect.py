@@ -33,7 +33,9 @@ from step_ray.envs.base import Row, RowMapper
 from step_ray.errors import ConfigError, DataError, EndpointError, EpisodesError, boundary
 from step_ray.rollout import trajectory_id
 from step_ray.storage.claim import claim_folder
+from step_ray.storage.places import place_of
 from step_ray.storage.records import from_row
+from step_ray.storage.remote import for_libraries
 from step_ray.storage.shardwriter import ShardWriter
 from step_ray.store import Outcome, finished_ids, iter_outcomes, total_usage, write_rows
 from step_ray.tasks import TASK_SCHEMA
@@ -219,7 +221,7 @@ def _make_desk(plan: EpisodePlan, spent: Spending, ledger: Path) -> Any:
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
     )
     teacher = plan.teacher or TeacherConfig()
-    book = ledger.resolve() if teacher.needs_desk else None
+    book = place_of(ledger) if teacher.needs_desk else None
     return actor.remote(teacher, spent, book, max_starts=plan.max_starts)
 
 
@@ -230,8 +232,9 @@ def _episode_rows(manifest: Path, plan: EpisodePlan, desk: Any) -> Generator[dic
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = int(2 * plan.settings.episode_timeout_s + 1800)
+    path, filesystem = for_libraries(manifest)
     dataset = (
-        ray.data.read_parquet(str(manifest.resolve()))
+        ray.data.read_parquet(path, filesystem=filesystem)
         .repartition(target_num_rows_per_block=1, strict=True)
         .map(
             EpisodeRunner,

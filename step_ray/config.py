@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from step_ray.collection.config import CollectConfig, StudentEndpoint
 from step_ray.collection.teacher_config import Price, TeacherConfig
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
 from step_ray.serving.config import ServeConfig
+from step_ray.storage.places import holds_secret, is_url, mirror, url_fault
 from step_ray.training.config import TrainConfig
 from step_ray.training.recipe import DatasetConfig, Recipe
 
@@ -110,6 +112,8 @@ class RunConfig(Section):
     name: str = Field(pattern=f"^{NAME}$")
     """Name of the run folder under `output_dir`."""
     output_dir: str = "runs"
+    """A folder that all nodes see, or `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`: then each node
+    keeps a copy of what it needs below $STEP_RAY_CACHE (~/.cache/step_ray)."""
     seed: int = 0
     ray: RayConfig = RayConfig()
     student: StudentConfig = StudentConfig()
@@ -137,12 +141,16 @@ class RunConfig(Section):
 
     @field_validator("output_dir")
     @classmethod
-    def _output_is_a_folder(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError(
-                "runs lie in a folder, because files are locked and renamed there; mount a shared"
-                " file system (NFS, a ReadWriteMany volume) instead of a bucket"
+    def _output_is_a_place(cls, value: str) -> str:
+        if holds_secret(value):
+            raise PydanticCustomError(
+                "secret_in_url",
+                "an address with a user or a query; credentials come from the environment or the"
+                " machine's role, another server from AWS_ENDPOINT_URL",
             )
+        fault = url_fault(value) if is_url(value) else None
+        if fault:
+            raise ValueError(fault)
         return value
 
     @model_validator(mode="after")
@@ -210,8 +218,8 @@ class RunConfig(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Folder of the run."""
-        return Path(self.output_dir) / self.name
+        """Folder of the run; of one in a store, its mirror on this node."""
+        return mirror(self.output_dir) / self.name
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -50,6 +50,12 @@ class ClusterError(StepRayError):
     exit_code = 2
 
 
+class StorageError(StepRayError):
+    """An object store cannot be reached, or refuses what is asked of it."""
+
+    exit_code = 2
+
+
 class EnvError(StepRayError):
     """A text environment failed while resetting or stepping."""
 

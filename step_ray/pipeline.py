@@ -20,9 +20,13 @@ from step_ray.errors import ConfigError, RunStateError, StepRayError
 from step_ray.progress import Reporter
 from step_ray.stages.base import Stage, StageContext
 from step_ray.stages.line import build_stages
+from step_ray.storage.mirror import bring_state
+from step_ray.storage.objects import check_access
+from step_ray.storage.places import shown, url_of
+from step_ray.storage.remote import push
 from step_ray.storage.runfolder import FINISHED, STARTED, UNFINISHED, Change, RunFolder
 from step_ray.storage.runinfo import run_info
-from step_ray.store import read_json, write_json
+from step_ray.store import atomic, read_json, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,8 @@ def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) ->
         f"prompts {config.env.prompt}, {teacher.prompt}": prompts_are_known,
         "tasks": lambda: task_source(config.env.name).check(config),
     }
+    if url := url_of(config.run_dir):
+        checks[f"store {url}"] = lambda: check_access(config.run_dir)
     if config.ray.address == "local":
         checks["resources of a local cluster"] = lambda: refuse_locally(config, stages)
     asks = ask and "collect" in stages
@@ -162,6 +168,7 @@ def run(
     """
     from step_ray.cluster.raysetup import connected
 
+    bring_state(config)
     stages = [*build_stages(config), *more]
     chosen = [s for s in stages if only is None or s.name in only]
     folder = RunFolder(config.run_dir)
@@ -177,7 +184,8 @@ def run(
     for check in preflight(config, todo, ask=True):
         if check.error:
             raise check.error
-    with folder.locked(), connected(config.ray):
+    with folder.locked(reporter.line), connected(config.ray):
+        bring_state(config, is_ours=True)  # what others have done before the lock was ours
         context = StageContext(config, reporter)
         context.end_leftovers()
         if line := place(config, todo):
@@ -249,17 +257,17 @@ def _settings(folder: RunFolder, stage: Stage) -> dict[str, Any]:
 
 def _outdated(folder: RunFolder, stage: Stage, extended: Collection[str]) -> str:
     return (
-        f"run folder {str(folder.path)!r}: stage {stage.name} was made from what is now added to"
+        f"run folder {shown(folder.path)!r}: stage {stage.name} was made from what is now added to"
         f" ({', '.join(sorted(extended))}); --redo makes it again"
     )
 
 
 def _refusal(folder: RunFolder, stage: Stage, changes: Sequence[Change]) -> str:
-    shown = "; ".join(map(str, changes[:3]))
-    shown += f" (and {len(changes) - 3} more)" if changes[3:] else ""
+    told = "; ".join(map(str, changes[:3]))
+    told += f" (and {len(changes) - 3} more)" if changes[3:] else ""
     return (
-        f"run folder {str(folder.path)!r}: stage {stage.name} was made with other settings"
-        f" ({shown}); take another name, or --redo to make it again"
+        f"run folder {shown(folder.path)!r}: stage {stage.name} was made with other settings"
+        f" ({told}); take another name, or --redo to make it again"
     )
 
 
@@ -285,6 +293,8 @@ def _run_stage(folder: RunFolder, stage: Stage, context: StageContext, redo: boo
     folder.begin(stage.name, settings)
     started = time.monotonic()
     summary = stage.run(context)
+    for output in stage.outputs:  # before the record that says that they are there
+        push(context.root / output)
     seconds = time.monotonic() - started
     folder.finish(stage.name, settings, summary, seconds)
     word = "[yellow]part[/]" if summary.get(UNFINISHED) else "[green]done[/]"
@@ -317,9 +327,8 @@ def _write_run_files(config: RunConfig) -> None:
     starts = read_json(file)["starts"] if file.is_file() else []
     info = run_info()
     write_json(file, {"name": config.name, "starts": [*starts, info], "config": _plain(config)})
-    (root / "config.yaml").write_text(
-        yaml.safe_dump(_plain(config), sort_keys=False), encoding="utf-8"
-    )
+    with atomic(root / "config.yaml") as temp:
+        temp.write_text(yaml.safe_dump(_plain(config), sort_keys=False), encoding="utf-8")
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:
@@ -348,7 +357,7 @@ def plan_lines(config: RunConfig) -> list[str]:
         + f", at most {tasks.num_collect * per_episode:,} calls"
         f" ({tasks.num_collect} episodes x {per_episode} steps)"
         + "".join(f", budget {n:,} {what}" for what, n in config.teacher.budget.limits.items()),
-        f"folder    {config.run_dir}",
+        f"folder    {shown(config.run_dir)}",
     ]
     return lines
 

@@ -1,4 +1,4 @@
-"""Trajectories and small JSON files on disk.
+"""Trajectories and small JSON files on disk, and in the store behind a mirror.
 
 Takes and gives `Trajectory` records; a folder holds any number of Parquet shards, each written
 once, whole or not at all (shards.py: which of them count). Readers hold a few thousand episodes in
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from step_ray.errors import DataError
 from step_ray.storage.records import SCHEMA, from_row, to_row, usage_from_row
+from step_ray.storage.remote import push
 from step_ray.storage.shards import Index, read_columns, read_index, read_table, shard_paths
 from step_ray.types import ERROR_STOPS, StepKind, StopReason, Trajectory, Usage
 
@@ -294,7 +295,10 @@ def read_json(path: str | Path) -> Any:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well."""
+    """A temporary path beside `path` that takes its place when the block ends well.
+
+    On return a file of a mirror is in the store behind it, too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -304,6 +308,7 @@ def atomic(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temp.unlink(missing_ok=True)
+    push(path)
 
 
 def _sync(path: Path) -> None:

@@ -23,7 +23,10 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from step_ray.config import TrainConfig
-from step_ray.errors import ConfigError, DataError, RunStateError, StepRayError
+from step_ray.errors import ConfigError, DataError, RunStateError, StepRayError, StorageError
+from step_ray.storage.places import shown, url_of
+from step_ray.storage.remote import exists, for_libraries, pull, tail
+from step_ray.store import write_json
 from step_ray.training.batching import Examples, load_examples
 from step_ray.training.checkpoints import SCORE
 from step_ray.training.config import TRAIN_SPEED_ONLY
@@ -37,7 +40,8 @@ from step_ray.training.tracking import check_installed
 Progress = Callable[[Mapping[str, Any]], None]
 """Called on the driver with the newest line of a file that a worker writes."""
 
-POLL_S = 0.5
+POLL_S, STORE_POLL_S = 0.5, 5.0
+"""Between two looks at a file, and at an object."""
 STATE_FILE = "train.json"
 
 
@@ -94,10 +98,19 @@ def train(
     )
     _check(job)
     _claim(job)
-    if not job.output_dir.exists():
+    if not _is_exported(job):
         _fit_and_tell(job, on_start, on_progress)
+        pull(job.work_dir)  # what rank 0 has written
+    pull(job.output_dir / RESULT_FILE)
     saved = (job.output_dir / RESULT_FILE).read_text(encoding="utf-8")
     return TrainResult(**json.loads(saved))
+
+
+def _is_exported(job: TrainJob) -> bool:
+    """Whether the model is there; in a store its files come one by one, the result last."""
+    if url_of(job.output_dir) is None:
+        return job.output_dir.exists()
+    return exists(job.output_dir / RESULT_FILE)
 
 
 def _fit_and_tell(job: TrainJob, on_start: Progress | None, on_progress: Progress | None) -> None:
@@ -126,16 +139,13 @@ def _claim(job: TrainJob) -> None:
         other = [key for key in state if earlier.get(key) != state[key]]
         if other:
             raise RunStateError(
-                f"work_dir: {str(job.work_dir)!r} holds a training with another {other[0]}; "
+                f"work_dir: {shown(job.work_dir)!r} holds a training with another {other[0]}; "
                 "delete it or choose another folder"
             )
         return
-    if job.output_dir.exists():
-        raise RunStateError(f"output_dir: {str(job.output_dir)!r} exists; delete it or rename")
-    job.work_dir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(state, indent=2), encoding="utf-8")
-    partial.replace(path)
+    if _is_exported(job):
+        raise RunStateError(f"output_dir: {shown(job.output_dir)!r} exists; delete it or rename")
+    write_json(path, state)
 
 
 def _identity(job: TrainJob) -> dict[str, Any]:
@@ -191,13 +201,15 @@ def _check_fits(examples: Examples, folder: Path, init: str) -> None:
 
 def _fit(job: TrainJob) -> None:
     config = job.config
+    storage_path, filesystem = for_libraries(job.work_dir)
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config=job.model_dump(mode="json"),
+        train_loop_config=job.to_nodes(),
         scaling_config=scaling_config(config),
         run_config=RunConfig(
             name=job.name,
-            storage_path=str(job.work_dir),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=_checkpoint_config(config),
             callbacks=[StopAtOwnErrors()],
@@ -267,8 +279,9 @@ def _progress(path: Path, on_progress: Progress | None) -> Iterator[None]:
 def _follow(path: Path, on_progress: Progress, done: threading.Event) -> None:
     shown: str | None = None
     last_look = False
+    every_s = POLL_S if url_of(path) is None else STORE_POLL_S
     while not last_look:
-        last_look = done.wait(POLL_S)
+        last_look = done.wait(every_s)
         newest = _last_line(path)
         if newest and newest != shown:
             on_progress(json.loads(newest))
@@ -277,10 +290,8 @@ def _follow(path: Path, on_progress: Progress, done: threading.Event) -> None:
 
 def _last_line(path: Path, reach: int = 4096) -> str | None:
     """The last complete line of a file whose lines are shorter than half of `reach` bytes."""
-    if not path.exists():
+    try:
+        lines = tail(path, reach).decode("utf-8", errors="replace").split("\n")
+    except (FileNotFoundError, StorageError):  # the training itself says what is wrong
         return None
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - reach, 0))
-        lines = file.read().decode("utf-8", errors="replace").split("\n")
     return lines[-2] if len(lines) > 1 else None

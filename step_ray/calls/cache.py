@@ -4,7 +4,9 @@ Takes the request, gives the reply that was stored, or none. One small file per 
 beside its place and renamed into it: no lock, so any number of processes on any number of nodes may
 share a folder, on NFS too, and a killed writer leaves nothing that is read. A database in one file
 (sqlite3, and diskcache on top of it) has one writer at a time and locks that NFS does not keep.
-A file costs an inode and a block of the file system: about 4 KiB a call.
+A file costs an inode and a block of the file system: about 4 KiB a call. In an object store a reply
+is an object that is read and written where it is, with no copy on the node: a request of some 10 ms
+beside a call of seconds, and a new cluster has all of them.
 """
 
 import hashlib
@@ -16,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from step_ray.errors import StorageError
 from step_ray.llm import Completion
+from step_ray.storage.objects import read_bytes, write_bytes
+from step_ray.storage.places import is_url
 from step_ray.types import Message
 
 FORMAT = 1
@@ -54,16 +59,17 @@ def call_key(model: str, prompt_version: str, messages: Sequence[Message], **sam
 class CallCache:
     """A folder of replies; may be used from several threads."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, place: Path | str) -> None:
+        """Take a folder, or an address in a store, which then has one object per reply."""
+        self._folder, self._url = Path(place), str(place) if is_url(str(place)) else ""
 
     def get(self, key: str) -> Lookup:
         """The reply for a key, marked as cached and free of charge."""
         try:
-            text = self._path(key).read_text(encoding="utf-8")
+            text = self._read(key)
         except FileNotFoundError:
             return Lookup()
-        except (OSError, ValueError):
+        except (OSError, StorageError):
             return Lookup(is_broken=True)
         try:
             entry = json.loads(text)
@@ -86,20 +92,32 @@ class CallCache:
             "completion_tokens": completion.completion_tokens,
             "cost": completion.cost,
         }
-        path = self._path(key)
-        temp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         entry = json.dumps({"key": key, "check": _digest(reply), "reply": reply, "paid": paid})
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # no fsync: what a power cut spoils fails its check and costs one call
-            temp.write_text(entry, encoding="utf-8")
-            os.replace(temp, path)  # noqa: PTH105 - the name of the guarantee
-        except OSError:
+            self._write(key, entry.encode())
+        except (OSError, StorageError):
             return False
         return True
 
-    def _path(self, key: str) -> Path:
-        return self._folder / key[:2] / f"{key}.json"
+    def _read(self, key: str) -> bytes:
+        if self._url:
+            return read_bytes(f"{self._url}/{_name(key)}")
+        return (self._folder / _name(key)).read_bytes()
+
+    def _write(self, key: str, entry: bytes) -> None:
+        if self._url:
+            write_bytes(f"{self._url}/{_name(key)}", entry)
+            return
+        path = self._folder / _name(key)
+        temp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # no fsync: what a power cut spoils fails its check and costs one call
+        temp.write_bytes(entry)
+        os.replace(temp, path)  # noqa: PTH105 - the name of the guarantee
+
+
+def _name(key: str) -> str:
+    return f"{key[:2]}/{key}.json"
 
 
 def _reply(entry: Mapping[str, Any]) -> Completion:

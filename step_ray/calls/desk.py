@@ -17,6 +17,8 @@ from step_ray.calls.ratelimit import RateLimiter
 from step_ray.calls.spending import NOTHING, Spending
 from step_ray.collection.teacher_config import BudgetConfig, TeacherConfig
 from step_ray.errors import DataError
+from step_ray.storage.places import mirror
+from step_ray.storage.remote import pull
 from step_ray.store import read_json, write_json
 
 HORIZON_S = 2.0
@@ -42,7 +44,7 @@ class TeacherDesk:
         self,
         config: TeacherConfig,
         spent: Spending,
-        ledger: Path | None = None,
+        ledger: str | Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         max_starts: int = 5,
     ) -> None:
@@ -51,9 +53,9 @@ class TeacherDesk:
         self._num_starts = 0
         self._budget: BudgetConfig = config.budget
         self._limiter = RateLimiter(config.requests_per_minute, config.tokens_per_minute)
-        self._ledger, self._clock = ledger, clock
-        # a desk that was restarted finds what it had counted
-        self._spent = spent.or_more(read_ledger(ledger)) if ledger else spent
+        self._ledger, self._clock = mirror(ledger) if ledger else None, clock
+        # a desk that was restarted, here or elsewhere, finds what it had counted
+        self._spent = spent.or_more(read_ledger(self._ledger)) if self._ledger else spent
         self._reserved = Spending()
         self._written = self._spent
         self._written_at = clock()
@@ -131,6 +133,7 @@ def read_ledger(path: Path) -> Spending:
     Raises:
         DataError: the file is no ledger; deleting it forgets what no trajectory shows.
     """
+    pull(path)
     if not path.is_file():
         return Spending()
     record = read_json(path)

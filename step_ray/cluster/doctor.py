@@ -22,6 +22,8 @@ from step_ray.cluster.resources import can_grow, cluster_nodes, fault, needs_gpu
 from step_ray.config import RunConfig
 from step_ray.envs import REGISTRY, load_env
 from step_ray.errors import StepRayError
+from step_ray.storage.objects import check_access
+from step_ray.storage.places import shown, url_of
 
 GIB = 2**30
 MIN_FREE_GIB = 10
@@ -74,6 +76,8 @@ def examine(config: RunConfig | None = None) -> Iterator[Finding]:
     yield from check_engines(config)
     yield from check_devices(config)
     yield from check_limits()
+    if config is not None and url_of(config.run_dir):
+        yield from check_store(config.run_dir)
     yield from check_storage(config.run_dir if config else Path("runs"))
     if config is None:
         return
@@ -163,6 +167,16 @@ def check_limits() -> Iterator[Finding]:
         yield warn("limits", line + advice) if free < 1 else ok("limits", line)
 
 
+def check_store(folder: Path) -> Iterator[Finding]:
+    """Whether objects can be written, read and deleted where the run will be."""
+    try:
+        check_access(folder)
+    except StepRayError as exc:
+        yield fail("storage", str(exc))
+    else:
+        yield ok("storage", f"{url_of(folder)} can be written, read and deleted in")
+
+
 def check_storage(folder: Path) -> Iterator[Finding]:
     """Whether files can be made, locked and renamed where the run will be, and how many."""
     place = next(p for p in (folder.resolve(), *folder.resolve().parents) if p.is_dir())
@@ -242,7 +256,7 @@ def check_members(config: RunConfig) -> Iterator[Finding]:
             with left_as_it_was(config.run_dir):
                 reports = check_nodes(config.run_dir)
             silent = len(nodes) - len(reports)
-            told = f"{len(reports)} node(s) have the same versions and see {config.run_dir}"
+            told = f"{len(reports)} node(s) have the same versions and see {shown(config.run_dir)}"
             yield (
                 warn("cluster", f"{told}, {silent} did not answer")
                 if silent

@@ -1,7 +1,7 @@
-"""Whether the nodes of a cluster fit together for a run: one folder, one set of versions.
+"""Whether the nodes of a cluster fit for a run: one folder or store, one set of versions.
 
 Takes the folder of a run on a cluster that Ray is connected to, gives what each node answers or
-raises one line. It changes nothing but a file of its own in the folder, which it takes away again.
+raises one line. It changes nothing but a file of its own there, which it takes away again.
 """
 
 import uuid
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from step_ray.errors import ClusterError, ConfigError
+from step_ray.errors import ClusterError, ConfigError, StorageError
+from step_ray.storage.objects import TRIES
+from step_ray.storage.places import place_of, url_of
+from step_ray.storage.remote import exists, push, remove
 from step_ray.storage.runinfo import machine, versions
 
 ANSWER_S = 25.0
@@ -27,8 +30,11 @@ class NodeReport:
 
     name: str
     sees_folder: bool
+    """Or, of a run in a store, reads an object there."""
     versions: Mapping[str, str]
     machine: str
+    fault: str = ""
+    """What a node says that does not see it."""
 
 
 def check_folder(folder: Path) -> None:
@@ -58,16 +64,17 @@ def check_nodes(folder: Path) -> list[NodeReport]:
     note = folder / f".seen-{uuid.uuid4().hex}"
     note.touch()
     try:
-        reports = _ask(note)
+        push(note)
+        reports = _ask(place_of(note))
     finally:
-        note.unlink(missing_ok=True)
+        remove(note)
     fault = node_fault(folder, reports, versions())
     if fault:
         raise ClusterError(fault)
     return reports
 
 
-def _ask(note: Path) -> list[NodeReport]:
+def _ask(note: str) -> list[NodeReport]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -77,7 +84,7 @@ def _ask(note: Path) -> list[NodeReport]:
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        ).remote(str(note), node["NodeManagerHostname"])
+        ).remote(note, node["NodeManagerHostname"])
         for node in ray.nodes()
         if node["Alive"]
     ]
@@ -103,17 +110,24 @@ def _answer(reference: Any) -> NodeReport | None:
 
 def report(note: str, name: str) -> NodeReport:
     """What this machine says; runs on each node."""
+    try:
+        sees, fault = exists(note, tries=TRIES), ""
+    except StorageError as exc:
+        sees, fault = False, str(exc)
     return NodeReport(
-        name=name,
-        sees_folder=Path(note).is_file(),
-        versions=versions(),
-        machine=machine(),
+        name=name, sees_folder=sees, versions=versions(), machine=machine(), fault=fault
     )
 
 
 def node_fault(folder: Path, reports: Sequence[NodeReport], ours: Mapping[str, Any]) -> str | None:
     """Why these nodes cannot work on a run together; None when they can."""
     blind = [report.name for report in reports if not report.sees_folder]
+    url = url_of(folder)
+    if blind and url:
+        said = next((report.fault for report in reports if report.fault), "")
+        return f"output_dir: {url!r} is not seen on {_some(blind)}" + (
+            f": {said}" if said else "; look at credentials and AWS_ENDPOINT_URL there"
+        )
     if blind:
         return (
             f"output_dir: {str(folder)!r} is not seen on {_some(blind)}; all nodes need the same"

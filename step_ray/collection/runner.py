@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from step_ray.calls.cache import CallCache
@@ -24,6 +23,7 @@ from step_ray.envs import make_env
 from step_ray.errors import ConfigError
 from step_ray.llm import ChatModel, OpenAIChat
 from step_ray.rollout import EpisodeSettings, run_episode, trajectory_id
+from step_ray.storage.places import place_of
 from step_ray.storage.records import to_row
 from step_ray.tasks import TASK_SCHEMA, task_from_row
 from step_ray.teacher import ExpertStudent, LLMTeacher, OracleTeacher, Teacher
@@ -97,7 +97,7 @@ class EpisodePlan:
     prices: Mapping[str, Price] = field(default_factory=dict)
     """Model -> its price."""
     cache_dir: str | None = None
-    """Folder of the teacher's replies, the same on every node; None: none are kept."""
+    """Place of the teacher's replies, the same on every node; None: none are kept."""
 
     @property
     def uses_expert(self) -> bool:
@@ -193,7 +193,7 @@ def _cache_dir(config: RunConfig) -> str | None:
     if teacher.kind != "llm" or not teacher.cache:
         return None
     shared = expand_path("teacher.cache_dir", teacher.cache_dir) if teacher.cache_dir else None
-    return str((shared or config.run_dir / "cache" / "teacher").resolve())
+    return place_of(shared or config.run_dir / "cache" / "teacher")
 
 
 def _log(plan: EpisodePlan, trajectory: Trajectory) -> None:
@@ -252,7 +252,7 @@ class EpisodeRunner:
             return OracleTeacher(self._plan.env, gate)
         client = teacher_client(self._plan, config, gate)
         self._clients.append(client)
-        cache = CallCache(Path(self._plan.cache_dir)) if self._plan.cache_dir else None
+        cache = CallCache(self._plan.cache_dir) if self._plan.cache_dir else None
         return LLMTeacher(client, config, cache)
 
     async def _serve(

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from step_ray.config import RunConfig, parse_config
 from step_ray.errors import ConfigError
+from step_ray.storage.mirror import given_path
 from step_ray.training.recipe import POLICIES, DatasetConfig, Recipe
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Count, export and import trajectories.", no_args_is_help=True)
 
 DataPath = Annotated[
-    Path, typer.Argument(metavar="PATH", help="run folder, or a folder of trajectories")
+    Path,
+    typer.Argument(
+        metavar="PATH",
+        help="run folder, or a folder of trajectories; of a run in a store its s3://...",
+        parser=given_path,
+    ),
 ]
 Keep = Annotated[str, typer.Option("--keep", help="success or all")]
 MinReward = Annotated[
@@ -115,7 +121,10 @@ def export_command(
 
 @app.command("inspect")
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="evaluation, e.g. runs/demo/evaluate/step")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="evaluation, e.g. runs/demo/evaluate/step", parser=given_path),
+    ],
     out: Annotated[Path, typer.Argument(help="file to write, .eval or .json")],
 ) -> None:
     """Write an evaluation as a log of Inspect AI, for `inspect view` (extra `inspect`)."""

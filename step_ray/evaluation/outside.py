@@ -19,6 +19,7 @@ from step_ray.errors import ConfigError
 from step_ray.pipeline import run
 from step_ray.progress import Reporter
 from step_ray.stages.line import Stage, StageContext, build_stages
+from step_ray.storage.mirror import bring_state
 from step_ray.storage.runfolder import DONE, RunFolder
 
 
@@ -54,6 +55,7 @@ def evaluate_outside(
     """
     key = check_outside(config, outside)
     stage = outside_stage(config, outside)
+    bring_state(config)
     if RunFolder(config.run_dir).state(stage.name).status != DONE:
         where = ("evaluate", outside.base_url, outside.model, key, CHECK_TIMEOUT_S)
         check_endpoint(*where)

@@ -28,7 +28,7 @@ from step_ray.serving.episode_service import EpisodeService
 from step_ray.serving.generation import BatchGenerator, SamplingParams
 from step_ray.serving.generation_thread import GenerationThread
 from step_ray.serving.local_model import LocalAnswer, LocalModel, LocalStudent, new_tokens
-from step_ray.training.student import load_model, load_tokenizer
+from step_ray.training.student import load_model, load_tokenizer, resolve_init
 
 RETRY_AFTER_S = 1
 """What a client is told to wait when there is no room, or no model yet."""
@@ -67,8 +67,9 @@ class ReplicaBackend:
 
     def _load(self, spec: dict[str, Any]) -> LocalModel:
         config, max_length = self._config, spec["max_length"]
-        tokenizer = load_tokenizer(spec["model_dir"])
-        model = load_model(spec["model_dir"], spec["dtype"])
+        source = resolve_init(spec["model_dir"])
+        tokenizer = load_tokenizer(source)
+        model = load_model(source, spec["dtype"])
         cast(torch.nn.Module, model).to(self._device)
         generator = BatchGenerator(
             model, tokenizer, max_length=max_length, prefix_cache_mb=self._prefix_cache_mb

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from step_ray.errors import ConfigError
 from step_ray.serving.api.guard import key_digest
 from step_ray.serving.config import ServeConfig
+from step_ray.storage.places import is_url
 from step_ray.training.student import resolve_init
 
 SESSION_ROUTING = {
@@ -23,7 +24,8 @@ class ServeArgs(ServeConfig):
     """Arguments of `serve.build_app`."""
 
     model_dir: str
-    """A model folder, that of a LoRA adapter, a Hugging Face hub id or `builtin:<name>`."""
+    """A model folder, that of a LoRA adapter, its address in a store (`s3://...`), a Hugging Face
+    hub id or `builtin:<name>`."""
     served_name: str = "agent"
     """Model name that clients give."""
     max_length: int = Field(default=4096, ge=64)
@@ -39,7 +41,8 @@ class ServeArgs(ServeConfig):
     def model_spec(self) -> dict[str, Any]:
         """What `AgentServer.reconfigure` takes; only this may change without a restart."""
         return {
-            "model_dir": resolve_init(self.model_dir),
+            # an address is brought to the node of each replica
+            "model_dir": self.model_dir if is_url(self.model_dir) else resolve_init(self.model_dir),
             "served_name": self.served_name,
             "max_length": self.max_length,
             "dtype": self.dtype,

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from step_ray.cluster.labels import NodeLabels
 from step_ray.env_config import EnvConfig, Section
+from step_ray.storage.places import url_of
 
 
 class AgentConfig(Section):
@@ -42,8 +43,9 @@ class AgentConfig(Section):
         of_run = {
             "prompt": env.prompt,
             "before_execution": before_execution,
-            # apart from the run's own games, which define its task lists
-            "work_dir": str((run_dir / "serve").resolve()),
+            # apart from the run's own games, which define its task lists; in no mirror, whose
+            # files are those of the store
+            "work_dir": "" if url_of(run_dir) else str((run_dir / "serve").resolve()),
         }
         new = {key: value for key, value in of_run.items() if key not in self.model_fields_set}
         return self.model_copy(update={**new, "envs": {env.name: env, **self.envs}})

@@ -12,7 +12,8 @@ from ray import serve
 from step_ray.errors import ConfigError
 from step_ray.serving.args import SESSION_ROUTING, ServeArgs
 from step_ray.serving.config import ServeConfig
-from step_ray.training.model_files import adapter_config, is_adapter
+from step_ray.storage.places import url_of
+from step_ray.training.model_files import adapter_base, adapter_config, is_adapter
 from step_ray.training.student import resolve_init
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -62,7 +63,7 @@ def _llm_config(args: ServeArgs) -> Any:
 
     source = base = resolve_init(args.model_dir)
     if is_lora := is_adapter(source):
-        base = resolve_init(adapter_config(source)["base_model_name_or_path"])
+        base = resolve_init(adapter_base(source))
     # a request names the adapter; the name of its base is known to vLLM only
     base_name = f"{args.served_name}-base" if is_lora else args.served_name
     return LLMConfig(
@@ -82,6 +83,7 @@ def _llm_config(args: ServeArgs) -> Any:
             **(_lora_kwargs(args.served_name, source) if is_lora else {}),
         },
         # without GPUs Ray cannot tell the device by itself
+        **_fetching(source, base),
         placement_group_config=None
         if args.gpus_per_replica
         else {"bundles": [{"CPU": args.cpus_per_replica}]},
@@ -97,6 +99,22 @@ def _llm_config(args: ServeArgs) -> Any:
             ),
         },
     )
+
+
+def _fetching(*sources: str) -> dict[str, Any]:
+    """Callback by which replicas on other nodes find what lies in a store, under the same path.
+
+    The cache folder ($STEP_RAY_CACHE) is therefore the same on all nodes.
+    """
+    places = sorted({url for source in sources if (url := url_of(source))})
+    if not places:
+        return {}
+    return {
+        "callback_config": {
+            "callback_class": "step_ray.serving.vllm_fetch.FetchModels",
+            "callback_kwargs": {"places": places},
+        }
+    }
 
 
 def _lora_kwargs(served_name: str, source: str) -> dict[str, Any]:

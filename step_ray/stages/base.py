@@ -11,6 +11,7 @@ from typing import Any
 
 from step_ray.config import RunConfig
 from step_ray.progress import Reporter
+from step_ray.storage.places import place_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class StageContext:
         """Name of the served application: on a cluster that others use too, the run's own."""
         if self.config.ray.address == "local":
             return ""
-        place = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:8]
+        place = hashlib.sha256(place_of(self.root).encode()).hexdigest()[:8]
         return f"{self.config.name}-{place}"
 
     def end_leftovers(self) -> None:
@@ -58,7 +59,7 @@ class StageContext:
         from step_ray.training.student import resolve_init
 
         if self.config.student.init == "scratch":
-            return str((self.root / "models" / "student").resolve())
+            return resolve_init(place_of(self.root / "models" / "student"))
         return resolve_init(self.config.student.init)
 
     def serve(self, model: str) -> Any:
@@ -68,7 +69,7 @@ class StageContext:
         if self._served is None or self._served.model != model:
             self.reporter.line(f"  serving [cyan]{model}[/]")
             self._served = deploy(
-                str((self.root / "models" / model).resolve()),
+                place_of(self.root / "models" / model),
                 model,
                 self.config.serve,
                 max_length=self.config.student.max_length,

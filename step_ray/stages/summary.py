@@ -25,6 +25,7 @@ from step_ray.report import (
     write_results,
 )
 from step_ray.report.results import EpisodeCounts
+from step_ray.storage.remote import push
 from step_ray.storage.runfolder import DONE, RunFolder, fingerprint
 from step_ray.store import iter_trajectories, read_json, read_trajectories, write_json
 from step_ray.tools.episodes import MOST_EPISODES, write_run_episodes
@@ -44,6 +45,7 @@ def write_run_report(config: RunConfig, console: Console, most: int = MOST_EPISO
     inputs = replace(gather(config), episodes=episodes)
     write_report(folder / "index.html", inputs)
     write_results(folder, inputs)
+    push(folder)
     write_json(config.run_dir / "summary.json", read_json(folder / "results.json"))
     console.print(results_table(inputs))
     return folder / "index.html"

@@ -12,6 +12,7 @@ from typing import Any
 
 from step_ray.config import BASE, RunConfig, TrainConfig
 from step_ray.stages.base import Stage, StageContext
+from step_ray.storage.places import place_of
 from step_ray.training.config import TRAIN_SPEED_ONLY
 from step_ray.training.holdout import held_out_lines, held_out_tasks, of_tasks
 from step_ray.training.recipe import Recipe
@@ -180,7 +181,7 @@ def _fit(context: StageContext, name: str) -> Mapping[str, Any]:
             settings,
             examples_dir=examples,
             validation_dir=examples / VALIDATION if config.dataset.holds_out else None,
-            init=str(root / "models" / BASE) if from_base else context.student_source(),
+            init=place_of(root / "models" / BASE) if from_base else context.student_source(),
             dtype=config.student.dtype,
             output_dir=root / "models" / name,
             work_dir=root / "train" / name,

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from step_ray.storage.records import VERSION_KEY
+from step_ray.storage.remote import remove
 from step_ray.storage.shards import (
     MERGED,
     REPLACES_KEY,
@@ -83,7 +84,7 @@ def sweep(folder: str | Path) -> None:
     folder = Path(folder)
     for path in shard_paths(folder):
         for name in replaced_by(path) if MERGED in path.name else ():
-            (folder / name).unlink(missing_ok=True)
+            remove(folder / name)
     for path in folder.glob(".*.tmp"):
         if time.time() - path.stat().st_mtime > OLD_S:
             path.unlink(missing_ok=True)
@@ -104,7 +105,7 @@ def merge(paths: Sequence[Path], level: int) -> Path:
             table = pa.concat_tables(whole, promote_options="permissive").cast(schema)
             writer.write_table(table, row_group_size=ROWS_PER_GROUP)
     for path in paths:
-        path.unlink(missing_ok=True)
+        remove(path)
     return target
 
 

@@ -8,15 +8,17 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from step_ray.errors import RunStateError
+from step_ray.storage.lease import leased
+from step_ray.storage.places import shown
+from step_ray.storage.remote import move
 from step_ray.store import read_json, write_json
 
 DONE, PARTIAL, STARTED = "done", "partial", "started"
@@ -71,8 +73,13 @@ class RunFolder:
         self.path = path
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, tell: Callable[[str], object] = str) -> Iterator[None]:
         """Keep the folder for this process; the lock goes with the process, however it ends.
+
+        Of a run in a store other machines are kept out, too (lease.py).
+
+        Args:
+            tell: called with a line when there is something to wait for.
 
         Raises:
             RunStateError: another process works in the folder.
@@ -83,9 +90,11 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as exc:
                 raise RunStateError(
-                    f"run folder {str(self.path)!r} is in use by another step-ray; wait or stop it"
+                    f"run folder {shown(self.path)!r} is in use by another step-ray; wait or stop"
+                    " it"
                 ) from exc
-            yield
+            with leased(self.path, tell):
+                yield
 
     def state(self, stage: str) -> StageState:
         """The state of a stage, whatever its settings were."""
@@ -126,10 +135,7 @@ class RunFolder:
         """Move a stage's outputs and record to `replaced/`, so that it is made again."""
         target = self.path / "replaced" / f"{time.strftime('%Y%m%d-%H%M%S')}-{_file_name(stage)}"
         for output in [*outputs, self._file(stage)]:
-            if output.exists():
-                place = target / output.relative_to(self.path)  # two outputs may share a name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(output, place)
+            move(output, target / output.relative_to(self.path))  # two outputs may share a name
 
     def _write(
         self,

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from step_ray.config import BASE, Recipe, RunConfig
 from step_ray.report.episodes import NO_REPORT, ArmView, Group, counts_of, write_episodes
 from step_ray.report.results import EpisodeCounts
+from step_ray.storage.places import shown
 from step_ray.storage.shards import read_table
 from step_ray.store import finished_ids, iter_trajectories
 from step_ray.training.masking import is_trained, steps_in_text, unwanted
@@ -68,7 +69,7 @@ def write_run_episodes(
     write_episodes(
         path,
         run=config.name,
-        run_dir=str(config.run_dir),
+        run_dir=shown(config.run_dir),
         groups=groups,
         vocabulary=tokens.vocabulary,
         report=report(counts) if report else NO_REPORT,

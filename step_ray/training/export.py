@@ -16,10 +16,13 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from step_ray.storage.places import shown, url_of
+from step_ray.storage.remote import push
 from step_ray.storage.runinfo import run_info
 from step_ray.training.batching import Examples
-from step_ray.training.job import TrainJob, TrainResult
+from step_ray.training.job import RESULT_FILE, TrainJob, TrainResult
 from step_ray.training.learner import Learner
+from step_ray.training.model_files import set_base
 from step_ray.training.sharding import gather
 from step_ray.training.student import load_model, load_tokenizer
 from step_ray.training.trainee import build_model
@@ -27,9 +30,10 @@ from step_ray.training.turnend import stop_ids
 
 
 def export(
-    learner: Learner, folder: Path, job: TrainJob, examples: Examples, result: TrainResult
+    learner: Learner, folder: Path, job: TrainJob, examples: Examples, result: TrainResult | None
 ) -> None:
-    """Gather the weights (all ranks) and write the folder (rank 0); an old one is replaced.
+    """Gather the weights (all ranks) and write the folder (rank 0, which has the result); an old
+    one is replaced.
 
     Raises:
         TemplateError: the chat template ends no turn.
@@ -39,6 +43,7 @@ def export(
     gather(learner.model, model, trained_only=job.config.export == "adapter")
     if model is None:
         return
+    assert result is not None
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     tokenizer = load_tokenizer(job.tokenizer_source)
@@ -52,6 +57,18 @@ def export(
     }
     card = model_card(job, examples, result, **facts)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def place_model(folder: Path, target: Path) -> None:
+    """Give an exported folder its name; in the store behind a mirror its result comes last.
+
+    Raises:
+        StorageError: the store does not take it.
+    """
+    if url_of(target) is not None:  # this node may have kept one that the run has set aside
+        shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+    push(target, last=RESULT_FILE)
 
 
 def _container(job: TrainJob) -> Any:
@@ -68,6 +85,8 @@ def _save_weights(model: Any, folder: Path, job: TrainJob) -> Any:
     if job.config.export == "adapter":
         # without the base's config.json: transformers would take the folder for a whole model
         model.save_pretrained(folder)
+        if url := url_of(job.init):
+            set_base(folder, url)
         return model.get_base_model()
     whole = model.merge_and_unload() if job.config.lora_rank else model
     whole.to(getattr(torch, job.dtype)).save_pretrained(folder)
@@ -104,7 +123,7 @@ def model_card(
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         name=job.output_dir.name,
-        base_model=job.init,
+        base_model=shown(job.init),
         config=job.config,
         dtype=job.dtype,
         seed=job.seed,

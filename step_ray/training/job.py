@@ -15,6 +15,8 @@ from typing import Any
 
 from step_ray.config import TrainConfig
 from step_ray.env_config import Section
+from step_ray.storage.places import mirror, shown
+from step_ray.storage.remote import fetch, pull, push
 
 METRICS_FILE = "metrics.jsonl"
 STARTS_FILE = "starts.jsonl"
@@ -23,10 +25,15 @@ FAULTS_FILE = "faults.jsonl"
 PREEMPTIONS_FILE = "preemptions.jsonl"
 TOKENIZER_FOLDER = "tokenizer"
 """Beside the examples: the tokenizer, with the chat template, that rendered them."""
+INPUTS, OUTPUTS = ("examples_dir", "validation_dir", "init"), ("output_dir", "work_dir")
+PLACES = (*INPUTS, *OUTPUTS)
+KEEP_S = 30.0
+"""Lines reach the store behind a mirror at least so often."""
 
 
 class TrainJob(Section):
-    """Everything a worker needs; paths are absolute and on a file system that all nodes share.
+    """Everything a worker needs; paths are absolute, and on a file system that all nodes share or
+    in a mirror.
 
     It goes to Ray as plain JSON: Ray's controller unpickles it too, and would load this module and
     with it transformers for nothing.
@@ -41,6 +48,18 @@ class TrainJob(Section):
     work_dir: Path
     seed: int
     name: str
+
+    def to_nodes(self) -> dict[str, Any]:
+        """Plain JSON for the workers; what is in a mirror goes by its address."""
+        places = {name: shown(value) for name in PLACES if (value := getattr(self, name))}
+        return self.model_dump(mode="json") | places
+
+    @classmethod
+    def on_node(cls, told: Mapping[str, Any]) -> "TrainJob":
+        """The job of `to_nodes` on this node, to which its inputs are brought."""
+        paths = {name: str(fetch(told[name])) for name in INPUTS if told.get(name)}
+        outputs = {name: str(mirror(told[name])) for name in OUTPUTS}
+        return cls.model_validate({**told, **paths, **outputs})
 
     @property
     def tokenizer_source(self) -> str:
@@ -87,7 +106,9 @@ class MetricsLog:
             done: steps of earlier starts.
             start: what else there is to say of this start.
         """
-        self.path = work_dir / METRICS_FILE
+        pull(work_dir)  # what rank 0 of an earlier start has left, perhaps on another node
+        work_dir.mkdir(parents=True, exist_ok=True)
+        self.path, self._kept_at = work_dir / METRICS_FILE, time.monotonic()
         self._faults = work_dir / FAULTS_FILE
         self._preemptions = work_dir / PREEMPTIONS_FILE
         kept = [line for line in read_lines(self.path) if line["step"] <= done]
@@ -95,10 +116,18 @@ class MetricsLog:
         rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         rewritten.replace(self.path)
         self._append(work_dir / STARTS_FILE, {"step": done, "pid": os.getpid(), **start})
+        self.keep()
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one step."""
         self._append(self.path, line)
+        if time.monotonic() - self._kept_at > KEEP_S:
+            self.keep()
+
+    def keep(self) -> None:
+        """Bring all lines, and what the trackers write, to the store behind a mirror."""
+        push(self.path.parent)
+        self._kept_at = time.monotonic()
 
     def note_preemption(self, step: int) -> None:
         """Keep that a node was about to go, and that a checkpoint of this step was written."""

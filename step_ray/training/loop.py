@@ -1,6 +1,6 @@
 """What each Ray Train worker runs: data order, schedule, validation, metrics, export.
 
-Takes a `TrainJob`, leaves metrics and an exported model on the shared file system. The step itself
+Takes a `TrainJob`, leaves metrics and an exported model in the run folder. The step itself
 is learner.py's, checkpoints are checkpoints.py's; nothing here talks to the driver.
 """
 
@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -15,9 +16,10 @@ import ray.train.torch
 import torch
 
 from step_ray.errors import DataError, StepRayError
+from step_ray.storage.remote import held
 from step_ray.training import checkpoints
 from step_ray.training.batching import Examples, load_examples, plan_epoch
-from step_ray.training.export import export
+from step_ray.training.export import export, place_model
 from step_ray.training.job import RESULT_FILE, MetricsLog, TrainJob, read_result
 from step_ray.training.learner import Learner
 from step_ray.training.preemption import Notices
@@ -31,14 +33,14 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
     """Train, checkpoint and export; resumes from the latest checkpoint of the run, if any.
 
     Args:
-        loop_config: a `TrainJob` in JSON.
+        loop_config: see `TrainJob.to_nodes`.
 
     Raises:
         DataError: the examples cannot be used.
         ConfigError: the model cannot be loaded, or a tracker does not answer.
         StepRayError: the loss is not finite.
     """
-    job = TrainJob.model_validate(loop_config)
+    job = TrainJob.on_node(loop_config)
     started = time.monotonic()
     torch.set_num_threads(job.config.cpus_per_worker)
     run = _Run(job)
@@ -74,6 +76,7 @@ class _Run:
         self.speed = Speed(self.learner)
         self.notices = Notices()
         self.metrics: MetricsLog | None = None
+        self._held = ExitStack()
         self.trackers: Trackers | None = None
 
     def _check_vocabulary(self) -> None:
@@ -95,6 +98,7 @@ class _Run:
             "workers": self.learner.world_size,
             "layout": f"{self.learner.layout}; {self.learner.head}",
         }
+        self._held.enter_context(held(job.work_dir.parent))
         self.metrics = MetricsLog(job.work_dir, done, start)
         opened = open_trackers(
             job.config.tracking,
@@ -109,6 +113,9 @@ class _Run:
         """End the trackers' runs."""
         if self.trackers:
             self.trackers.close()
+        if self.metrics:
+            self.metrics.keep()
+        self._held.close()
 
     def train(self, done: int) -> None:
         """All optimizer steps after the first `done`."""
@@ -122,6 +129,8 @@ class _Run:
                 self.trackers.log(line)
             is_leaving = self.notices.has_new()
             if is_leaving or self._is_kept(line["step"], validated=validated):
+                if self.metrics:
+                    self.metrics.keep()  # whoever goes on from the checkpoint needs its lines
                 checkpoints.save(self.learner, line, self.job.config, at_once=is_leaving)
             if is_leaving and self.metrics:
                 self.metrics.note_preemption(line["step"])
@@ -157,12 +166,13 @@ class _Run:
         job = self.job
         exported_step = checkpoints.select(self.learner, job.config, len(self.plan))
         partial = job.output_dir.with_name(f".{job.output_dir.name}.partial")
-        result = read_result(job.work_dir, exported_step)
+        # the lines are where rank 0 is
+        result = None if self.learner.rank else read_result(job.work_dir, exported_step)
         export(self.learner, partial, job, self.examples, result)
-        if self.learner.rank == 0:
+        if result is not None:
             text = json.dumps(asdict(result), indent=2)
             (partial / RESULT_FILE).write_text(text, encoding="utf-8")
-            partial.rename(job.output_dir)
+            place_model(partial, job.output_dir)
 
 
 def _plan(examples: Examples, job: TrainJob) -> Iterator[tuple[int, list[int]]]:

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from step_ray.errors import ConfigError, boundary
+from step_ray.storage.places import is_url
+from step_ray.storage.remote import fetch
 
 ADAPTER_FILE = "adapter_config.json"
 WEIGHTS_FILE = {False: "model.safetensors", True: "adapter_model.safetensors"}
@@ -37,10 +39,25 @@ def adapter_config(source: str) -> Mapping[str, Any]:
     return config
 
 
+def adapter_base(source: str) -> str:
+    """The base of the adapter in a folder; one with an address is brought to this node."""
+    return str(fetch(adapter_config(source)["base_model_name_or_path"]))
+
+
+def set_base(folder: Path, place: str) -> None:
+    """Let an adapter name the address of its base, where every node finds it.
+
+    PEFT itself looks for a base that is no folder on the hub, so this is done when it has saved.
+    """
+    file = folder / ADAPTER_FILE
+    record = {**adapter_config(str(folder)), "base_model_name_or_path": place}
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
 def load_config(source: str) -> Any:
     """The model config of a folder or hub id; that of its base for the folder of an adapter."""
     if is_adapter(source):
-        source = adapter_config(source)["base_model_name_or_path"]
+        source = adapter_base(source)
     return AutoConfig.from_pretrained(source)
 
 
@@ -58,10 +75,15 @@ def positions_of(source: str) -> int | None:
 
 def merged_adapter(source: str, dtype: torch.dtype) -> PreTrainedModel:
     """The base of an adapter with the adapter merged into it."""
-    from peft import AutoPeftModelForCausalLM
+    from peft import AutoPeftModelForCausalLM, PeftModel
 
     # in float32, so that the sum of base and adapter is rounded once
-    adapter: Any = AutoPeftModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    adapter: Any
+    if is_url(adapter_config(source)["base_model_name_or_path"]):
+        base = AutoModelForCausalLM.from_pretrained(adapter_base(source), dtype=torch.float32)
+        adapter = PeftModel.from_pretrained(base, source)
+    else:
+        adapter = AutoPeftModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     merged: PreTrainedModel = adapter.merge_and_unload().to(dtype)
     merged.generation_config = GenerationConfig.from_pretrained(source)
     return merged

@@ -27,6 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from step_ray.config import ScratchConfig
 from step_ray.errors import ConfigError
 from step_ray.render import check_chat
+from step_ray.storage.places import is_url
+from step_ray.storage.remote import fetch
 from step_ray.training.chat_template import ChatSettings, effective_template
 from step_ray.training.model_files import (
     ADAPTER_FILE,
@@ -116,7 +118,8 @@ def new_model(
 
 
 def resolve_init(init: str) -> str:
-    """The folder or hub id that `student.init` stands for (not for `scratch`).
+    """The folder or hub id that `student.init` stands for (not for `scratch`); what has an address
+    in a store is brought to this node.
 
     Raises:
         ConfigError: an unknown builtin name, or a path that is no model folder.
@@ -126,13 +129,19 @@ def resolve_init(init: str) -> str:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"student.init: {init!r} is not shipped with this version")
         return str(folder)
+    if is_url(init):
+        return _folder(init, fetch(init))
     path = Path(init).expanduser()
     looks_like_path = path.is_absolute() or init.startswith(".") or init.count("/") > 1
     if path.is_dir() or looks_like_path:
-        if not any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
-            raise ConfigError(f"student.init: {init!r} holds no config.json; give a model folder")
-        return str(path.resolve())
+        return _folder(init, path)
     return init
+
+
+def _folder(init: str, path: Path) -> str:
+    if not any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+        raise ConfigError(f"student.init: {init!r} holds no config.json; give a model folder")
+    return str(path.resolve())
 
 
 def load_tokenizer(source: str, chat: ChatSettings = OWN_CHAT) -> PreTrainedTokenizerBase:

@@ -12,6 +12,10 @@ LAYERS = """
 step_ray calls cluster collection evaluation serving stages storage tools training
 step_ray data errors progress report.charts serving.kvcache storage.runinfo
     training.loss types
+storage.places
+storage.objects
+storage.remote
+storage.lease
 serving.rowtext
 training.attention training.encoding training.headloss training.sharding training.turnend
 report.collection
@@ -28,7 +32,7 @@ calls.spending cluster.labels
 training.recipe
 collection.config collection.teacher_config serving.config training.config
 config
-cluster.logs training.chat_template
+cluster.logs storage.mirror training.chat_template
 render
 calls.endpoint
 calls.desk calls.gate calls.ratelimit calls.replylimit calls.request llm
@@ -68,7 +72,7 @@ collection.judging
 cluster.joining cluster.nodes serving.generation storage.runfolder tasks teacher
     training.batching training.student
 serving.args serving.generation_thread
-cluster.spot
+cluster.spot serving.vllm_fetch
 cluster.raysetup
 dataset report.page rollout serving.local_model training.mask_view training.trainee
 training.batch_view training.layout
@@ -110,7 +114,7 @@ HEIGHT = {
 HEAVY = {"ray", "torch", "transformers", "tokenizers", "peft"}
 LOADS_HEAVY = """
 collect render serve serving.agent_server serving.generation serving.generation_thread
-serving.kvcache serving.vllm_app serving.vllm_ingress train training.attention
+serving.kvcache serving.vllm_app serving.vllm_fetch serving.vllm_ingress train training.attention
 training.batch_view training.batching
 training.checkpoints training.encoding training.export training.faults training.flops
 training.headloss training.layout training.learner training.loop training.loss training.mask_view

@@ -11,6 +11,7 @@ from step_ray.envs.alfworld.belief import NOTHING_HAPPENS
 from step_ray.envs.alfworld.engine import NativeEngine, StepOutcome, load_game
 from step_ray.envs.base import EnvStep
 from step_ray.errors import ConfigError, EnvError
+from step_ray.storage.remote import fetch
 from step_ray.types import Task
 
 BANNER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
@@ -48,7 +49,7 @@ class AlfworldEnv:
         Raises:
             EnvError: the task names no game file.
         """
-        path = Path(task.params.get("game", ""))
+        path = fetch(task.params.get("game", ""))
         if not path.is_file():
             raise EnvError(f"{task.task_id}: the game file {str(path)!r} is missing")
         self._game = self._open(path)

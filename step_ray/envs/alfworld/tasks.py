@@ -14,6 +14,7 @@ from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.envs.alfworld.pddl_text import game_fingerprint
 from step_ray.envs.base import RowMapper
 from step_ray.errors import ConfigError, DataError
+from step_ray.storage.places import mirror, place_of
 from step_ray.types import Task
 
 LAYOUT = "json_2.1.1"
@@ -98,7 +99,7 @@ def list_tasks(config: RunConfig, split: str) -> list[Task]:
 
 
 def _is_solvable(task: Task) -> bool:
-    return not UNSOLVABLE.search(Path(task.params["game"]).read_bytes())
+    return not UNSOLVABLE.search(mirror(task.params["game"]).read_bytes())
 
 
 def _task(path: Path, split: str) -> Task:
@@ -109,7 +110,7 @@ def _task(path: Path, split: str) -> Task:
         split=split,
         goal="",
         task_type=game.partition("-")[0],
-        params={"game": str(path.resolve())},
+        params={"game": place_of(path)},
     )
 
 
@@ -124,7 +125,7 @@ def fingerprints(tasks: Sequence[Task]) -> list[str]:
 
 
 def _fingerprint(task: Task) -> str:
-    path = Path(task.params["game"])
+    path = mirror(task.params["game"])
     try:
         problem = json.loads(path.read_text(encoding="utf-8"))["pddl_problem"]
     except (OSError, ValueError, KeyError) as exc:

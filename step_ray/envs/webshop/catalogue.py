@@ -29,6 +29,8 @@ from step_ray.envs.webshop.products import (
 from step_ray.envs.webshop.search import IndexBuilder, SearchIndex
 from step_ray.envs.webshop.tables import MAX_ASIN, MAX_HITS
 from step_ray.errors import DataError, EnvError
+from step_ray.storage.places import is_url
+from step_ray.storage.remote import fetch
 
 FORMAT = 1
 """Version of the folder; others are made again."""
@@ -218,10 +220,11 @@ def _from_row(row: dict[str, Any]) -> Product:
 
 
 def open_catalogue(folder: str | os.PathLike[str]) -> Catalogue:
-    """The catalogue of a folder; a process opens it once."""
-    return _opened(str(Path(folder).resolve()))
+    """The catalogue of a folder, or of an address in a run's store; a process opens it once."""
+    place = str(folder)
+    return _opened(place if is_url(place) else str(Path(folder).resolve()))
 
 
 @lru_cache(maxsize=4)
-def _opened(folder: str) -> Catalogue:
-    return Catalogue(Path(folder))
+def _opened(place: str) -> Catalogue:
+    return Catalogue(fetch(place))

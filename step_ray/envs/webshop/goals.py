@@ -17,6 +17,7 @@ from step_ray.envs.webshop.products import Product, Record, clean
 from step_ray.envs.webshop.reward import Goal
 from step_ray.envs.webshop.tables import GOAL_SEED, NO_PRICE_LIMIT, PRICE_STEPS
 from step_ray.errors import DataError, EnvError
+from step_ray.storage.places import place_of
 from step_ray.types import Task
 
 _LIMITS_DRAWN_FROM = 4
@@ -138,7 +139,7 @@ def make_task(record: GoalRecord, catalogue: Catalogue, split: str, price_seed: 
         goal=record.instruction,
         task_type=record.category,
         params={
-            "catalogue": str(catalogue.folder.resolve()),
+            "catalogue": place_of(catalogue.folder),
             "asin": record.asin,
             "attributes": json.dumps(record.attributes),
             "options": json.dumps(record.options),
