@@ -28,7 +28,7 @@ MISTRAL ?= .venv-mistral
 # wants an older python-dateutil than ours, so an environment of its own.
 STORES ?= .venv-stores
 STORES_STAMP := $(STORES)/.installed
-export STEP_RAY_STORES ?= $(STORES)/bin
+export STEP_RAY_STORES ?= $(abspath $(STORES)/bin)
 
 .PHONY: demo test test-slow test-official test-vllm install-vllm test-mistral lint install crds clean
 
