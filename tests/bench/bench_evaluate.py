@@ -7,11 +7,13 @@ episodes in flight with an empty prefix cache. `whole` is what a user waits for,
 Ray Data job included; `play` is from the first prompt to the last answer, as the replica counts
 them. The last part asks for the turns of these episodes once more, at the endpoint and at the same
 engine in this process, without Serve, HTTP and environments: what is between them is Serve's
-overhead. Both run one after the other on the same cores.
+overhead. Both run one after the other on the same cores. `where the agent is`: so many episodes of
+the same split, played by the replica itself (`POST /v1/episodes`).
 """
 
 import argparse
 import asyncio
+import json
 import re
 import tempfile
 import threading
@@ -106,6 +108,7 @@ def bench(config: RunConfig, in_flight: Sequence[int], folder: Path) -> None:
             f" times, {cpu:.1f} times less CPU; the goal is {GOAL:g}"
         )
     overhead(config, sides[most].played, sorted({1, most}))
+    where_the_agent_is(config, in_flight, folder)
 
 
 def run_side(config: RunConfig, number: int, tasks: Path, out: Path) -> Side:
@@ -212,6 +215,49 @@ def overhead(config: RunConfig, played: Sequence[Trajectory], in_flight: Sequenc
             f" Serve, HTTP and client {1000 * (served_s - alone_s) / num_turns:.2f} ms",
             flush=True,
         )
+
+
+def where_the_agent_is(config: RunConfig, in_flight: Sequence[int], folder: Path) -> None:
+    """Episodes without HTTP between their turns."""
+    most = {"num_generated": config.tasks.num_eval, "max_concurrency": max(in_flight)}
+    agent = config.serve.agent.model_copy(update=most)
+    agent = agent.for_run(config.env, folder, before_execution=False)
+    serving = config.serve.model_copy(update={"agent": agent})
+    config = config.model_copy(update={"serve": serving})
+    seconds = {}
+    for number in in_flight:
+        endpoint = serve(config, f"there-{number}")
+        ask_episodes(endpoint, config, count=1, number=1)  # makes the games
+        before, started = cpu_by_kind(), time.monotonic()
+        success = ask_episodes(endpoint, config, count=config.tasks.num_eval, number=number)
+        seconds[number] = time.monotonic() - started
+        cpu = {kind: spent - before.get(kind, 0.0) for kind, spent in cpu_by_kind().items()}
+        print(
+            f"{number:4} in flight where the agent is: {seconds[number]:7.2f} s, {success}"
+            f" successes, CPU {shown(cpu)}; {seconds[in_flight[0]] / seconds[number]:.1f} times as"
+            f" fast as {in_flight[0]} in flight",
+            flush=True,
+        )
+
+
+def ask_episodes(endpoint: Endpoint, config: RunConfig, *, count: int, number: int) -> int:
+    """How many of `count` episodes, `number` at once, succeed at the replica."""
+    body = {
+        "environment": config.env.name,
+        "split": config.tasks.eval_split,
+        "count": count,
+        "concurrency": number,
+        "max_tokens": config.collect.max_new_tokens,
+        "trajectories": False,
+    }
+    request = urllib.request.Request(
+        f"{endpoint.base_url}/episodes",
+        json.dumps(body).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=3600) as answer:
+        records = [json.loads(line) for line in answer]
+    return sum(bool(record.get("success")) for record in records[:-1])
 
 
 def turns_of(played: Trajectory) -> Turns:
