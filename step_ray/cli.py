@@ -19,8 +19,8 @@ from step_ray.config import RunConfig, load_config
 from step_ray.data.commands import app as data_app
 from step_ray.data.commands import replay
 from step_ray.errors import ConfigError, StepRayError
-from step_ray.storage.mirror import bring_state, given_path
-from step_ray.storage.places import is_url, place_of, shown
+from step_ray.storage.mirror import given_path, given_run
+from step_ray.storage.places import is_url, place_of
 
 app = typer.Typer(
     help="STeP: LLM agents trained on self-reflected trajectories with partial masking, on Ray.",
@@ -191,8 +191,7 @@ def report(
     if len(paths) > 1:
         compare(paths, out or Path("compare.html"))
         return
-    assignments = targets[1:]
-    resolved = _load_run(paths[0], overrides, assignments)
+    resolved = given_run(paths[0], [*(overrides or ()), *targets[1:]])
     console, most = Console(highlight=False), episodes or MOST_EPISODES
     if out is None:
         print(write_run_report(resolved, console, most))
@@ -338,22 +337,6 @@ def _load(
     """The config with its overrides, later ones win, and what the flag stands for."""
     flag = ["collect.retry_errors=true"] if retry_errors else []
     return load_config(config, [*(overrides or ()), *(assignments or ()), *flag])
-
-
-def _load_run(path: Path, overrides: list[str] | None, assignments: list[str] | None) -> RunConfig:
-    """The config of a run that has begun: of its folder, wherever that is now, or of a file."""
-    if path.is_dir():
-        here = path.resolve()
-        where = [f"output_dir={here.parent}", f"name={here.name}"]
-        resolved = _load(here / "config.yaml", where, [*(overrides or ()), *(assignments or ())])
-    else:
-        resolved = _load(path, overrides, assignments)
-    bring_state(resolved)
-    if not (resolved.run_dir / "run.json").is_file():
-        raise ConfigError(
-            f"name: there is no run in {shown(resolved.run_dir)!r}; start it with `step-ray run`"
-        )
-    return resolved
 
 
 def _stages(

@@ -174,12 +174,7 @@ class LocalStudent:
         limit = new_tokens(max_tokens, len(prompt), self._model.max_length)
         params = SamplingParams(max_tokens=limit, temperature=temperature, seed=seed)
         answer = await self._model.start(prompt, params).answer()
-        return Completion(
-            text=answer.text,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            finish_reason=answer.finish_reason,
-        )
+        return answer.to_completion()
 
     async def aclose(self) -> None:
         """Nothing to close."""

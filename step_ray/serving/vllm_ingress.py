@@ -92,12 +92,7 @@ class VllmStudent:
             temperature=temperature,
             seed=seed,
         )
-        return Completion(
-            text=answer.text,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            finish_reason=answer.finish_reason,
-        )
+        return answer.to_completion()
 
     async def aclose(self) -> None:
         """Nothing to close."""

@@ -1,15 +1,17 @@
 """Which parts of a run in a store a process brings to its mirror, and when.
 
-Takes a config, or a place that a user gave, gives paths. Models, games and replies of the teacher
-are fetched where they are used; for runs in a folder nothing is done.
+Takes a config, or a place that a user gave, gives paths, or the config of the run that is there.
+Models, games and replies of the teacher are fetched where they are used; for runs in a folder
+nothing is done.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from step_ray.config import RunConfig
+from step_ray.config import RunConfig, load_config
 from step_ray.errors import ConfigError, StorageError
 from step_ray.storage.objects import TRIES, check_access
-from step_ray.storage.places import holds_secret, is_url, mirror, url_fault, url_of
+from step_ray.storage.places import holds_secret, is_url, mirror, shown, url_fault, url_of
 from step_ray.storage.remote import exists, free, pull
 
 STATE = (
@@ -82,6 +84,30 @@ def given_path(place: str) -> Path:
         if is_free:
             _bring_part(root, path)
     return path
+
+
+def given_run(path: Path, assignments: Sequence[str]) -> RunConfig:
+    """The config of a run that has begun; what can be shown of it is brought here.
+
+    Args:
+        path: its folder, wherever that is now, or a config file.
+        assignments: overrides `a.b=c`, later ones win.
+
+    Raises:
+        ConfigError: no run has begun there, or the config is wrong.
+    """
+    if path.is_dir():
+        here = path.resolve()
+        where = [f"output_dir={here.parent}", f"name={here.name}"]
+        config = load_config(here / "config.yaml", [*where, *assignments])
+    else:
+        config = load_config(path, assignments)
+    bring_state(config)
+    if not (config.run_dir / RUN_FILE).is_file():
+        raise ConfigError(
+            f"name: there is no run in {shown(config.run_dir)!r}; start it with `step-ray run`"
+        )
+    return config
 
 
 def _bring_part(root: Path, path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from step_ray.llm import Completion
 from step_ray.serving.api.agent_schemas import ActRequest, EpisodesRequest
 from step_ray.serving.api.schemas import ChatRequest, CompletionRequest
 
@@ -22,6 +23,15 @@ class Answer:
     cached_tokens: int = 0
     token_ids: tuple[int, ...] = ()
     """The new tokens, the one that ends the turn included."""
+
+    def to_completion(self) -> Completion:
+        """As a player of episodes has it (`llm.ChatModel`)."""
+        return Completion(
+            text=self.text,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            finish_reason=self.finish_reason,
+        )
 
 
 class Awaited(Protocol):
