@@ -5,7 +5,7 @@ beside its place and renamed into it: no lock, so any number of processes on any
 share a folder, on NFS too, and a killed writer leaves nothing that is read. A database in one file
 (sqlite3, and diskcache on top of it) has one writer at a time and locks that NFS does not keep.
 A file costs an inode and a block of the file system: about 4 KiB a call. In an object store a reply
-is an object that is read and written where it is, with no copy on the node: a request of some 10 ms
+is an object that is read and written where it is, with no copy on the node: one small request
 beside a call of seconds, and a new cluster has all of them.
 """
 
