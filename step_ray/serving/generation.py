@@ -13,6 +13,7 @@ import itertools
 import random
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from step_ray.errors import ConfigError, ContextLengthError
+from step_ray.serving.decodegraph import DecodeGraphs
 from step_ray.serving.kvcache import BatchCache, Layers, PrefixCache
 from step_ray.serving.rowtext import RowText
 from step_ray.training.turnend import stop_ids
@@ -92,6 +94,7 @@ class BatchGenerator:
         tokenizer: Decodes new tokens; a row ends at the tokens that turnend.py names.
         max_length: Context in tokens, prompt and answer together.
         prefix_cache_mb: MiB for keys and values of past prompts; 0: no reuse.
+        record_steps: Decode steps are recorded and replayed (decodegraph.py); None: on a GPU.
 
     Raises:
         ConfigError: the model has layers without plain full attention.
@@ -105,6 +108,7 @@ class BatchGenerator:
         *,
         max_length: int,
         prefix_cache_mb: int = 256,
+        record_steps: bool | None = None,
     ) -> None:
         self.max_length = max_length
         self._model = model.eval()
@@ -112,6 +116,10 @@ class BatchGenerator:
         self._ends = frozenset(stop_ids(tokenizer, model.generation_config))
         self._cache = BatchCache(_num_full_attention_layers(model))
         self._prefixes = PrefixCache(prefix_cache_mb * 2**20)
+        is_recorded = model.device.type == "cuda" if record_steps is None else record_steps
+        self._graphs = (
+            DecodeGraphs(self._logits, self._cache, model.device) if is_recorded else None
+        )
         self._tickets = itertools.count()
         self._active: list[_Row] = []
         """Unfinished rows, which are the first rows of the cache in this order."""
@@ -165,6 +173,8 @@ class BatchGenerator:
         assert not self._active, "free: rows of add() are unfinished"
         self._prefixes.clear()
         self._cache.free()
+        if self._graphs:
+            self._graphs.clear()
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Generated]]:
@@ -174,9 +184,10 @@ class BatchGenerator:
             return []
         tokens_BT = torch.tensor([[row.ids[-1]] for row in active])
         positions_BT = torch.tensor([[row.num_fed] for row in active])
-        output = self._forward(0, tokens_BT, positions_BT, self._model)
+        self._cache.reserve(len(active), int(positions_BT.max()) + 1)
+        step = self._graphs.logits if self._graphs else self._next_logits
         chosen = choose_tokens(
-            output.logits[:, -1].float().cpu(),
+            step(tokens_BT, positions_BT).float(),
             [row.params for row in active],
             [row.rng for row in active],
         )
@@ -238,21 +249,37 @@ class BatchGenerator:
             for i, row in enumerate(group):
                 new = row.ids[row.num_cached : -1]
                 tokens_BT[i, : len(new)] = torch.tensor(new)
-            self._forward(first_row + offset, tokens_BT, positions_BT, self._model.base_model)
+            width, device = int(positions_BT.max()) + 1, self._model.device
+            self._cache.reserve(first_row + offset + len(group), width)
+            where = (first_row + offset, tokens_BT.to(device), positions_BT.to(device))
+            self._forward(*where, width, self._model.base_model)
+
+    def _next_logits(self, tokens_B1: torch.Tensor, positions_B1: torch.Tensor) -> torch.Tensor:
+        width, device = int(positions_B1.max()) + 1, self._model.device
+        return self._logits(tokens_B1.to(device), positions_B1.to(device), width)
+
+    def _logits(
+        self, tokens_B1: torch.Tensor, positions_B1: torch.Tensor, width: int
+    ) -> torch.Tensor:
+        """Logits of the first rows; everything is on the device, and nothing waits for it."""
+        logits: torch.Tensor = self._forward(0, tokens_B1, positions_B1, width, self._model).logits
+        return logits[:, -1]
 
     def _forward(
-        self, first_row: int, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, module: Any
+        self,
+        first_row: int,
+        tokens_BT: torch.Tensor,
+        positions_BT: torch.Tensor,
+        width: int,
+        module: Any,
     ) -> Any:
-        width = int(positions_BT.max()) + 1
-        self._cache.reserve(first_row + len(tokens_BT), width)
-        device = self._model.device
-        positions_BT = positions_BT.to(device)
         self._cache.aim(first_row, positions_BT, width)
-        hidden = torch.arange(width, device=device) > positions_BT[:, None, :, None]
+        columns = torch.arange(width, device=positions_BT.device)
+        hidden = columns > positions_BT[:, None, :, None]
         # an additive mask: a boolean one is converted anew in every layer
-        mask = torch.zeros(hidden.shape, dtype=self._model.dtype, device=device)
+        mask = torch.zeros(hidden.shape, dtype=self._model.dtype, device=hidden.device)
         return module(
-            input_ids=tokens_BT.to(device),
+            input_ids=tokens_BT,
             attention_mask=mask.masked_fill_(hidden, float("-inf")),
             position_ids=positions_BT,
             past_key_values=self._cache,
@@ -301,17 +328,22 @@ def choose_tokens(
     """One token per row: the most likely one, or a draw from the row's own random stream.
 
     A draw inverts the cumulative distribution (in token order) at one uniform number per row, so
-    it depends on nothing but the row's logits, parameters and stream.
+    it depends on nothing but the row's logits, parameters and stream. All of it happens where the
+    logits are.
     """
     chosen: list[int] = logits_BV.argmax(dim=-1).tolist()
     hot = [i for i, wish in enumerate(params) if wish.temperature > 0]
     if not hot:
         return chosen
-    temperatures = torch.tensor([params[i].temperature for i in hot], dtype=torch.float64)
-    top_p = torch.tensor([params[i].top_p for i in hot], dtype=torch.float64)
-    uniform = torch.tensor([rngs[i].random() for i in hot], dtype=torch.float64)
+    double = partial(torch.tensor, dtype=torch.float64, device=logits_BV.device)
+    temperatures = double([params[i].temperature for i in hot])
+    top_p = double([params[i].top_p for i in hot])
+    uniform = double([rngs[i].random() for i in hot])
     probs_BV = torch.softmax(logits_BV[hot].double() / temperatures[:, None], dim=-1)
-    cumulative_BV = _nucleus(probs_BV, top_p).cumsum(dim=-1)
+    cut = top_p < 1
+    if cut.any():
+        probs_BV[cut] = _nucleus(probs_BV[cut], top_p[cut])
+    cumulative_BV = probs_BV.cumsum(dim=-1)
     threshold = uniform * cumulative_BV[:, -1]
     drawn = (cumulative_BV <= threshold[:, None]).sum(dim=-1).tolist()
     for i, token in zip(hot, drawn, strict=True):

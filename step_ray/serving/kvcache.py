@@ -76,6 +76,8 @@ class BatchCache(Cache):
 
     def __init__(self, num_layers: int) -> None:
         self.num_rows = self.width = 0
+        self.version = 0
+        """Counts how often the buffers were replaced by others."""
         self.written: tuple[Any, ...] = ()
         """Index of the states that the next pass computes: rows [B, 1], heads, columns [B, T]."""
         self.seen: tuple[slice, slice, slice] = (slice(0), slice(None), slice(0))
@@ -90,6 +92,7 @@ class BatchCache(Cache):
         # rows join one by one, so their number is doubled
         self.num_rows = max(self.num_rows, 1 << (num_rows - 1).bit_length())
         self.width = max(self.width, -(-width // WIDTH_STEP) * WIDTH_STEP)
+        self.version += 1
         for layer in self._layers:
             if layer.states:
                 layer.lazy_initialization(*layer.states)
@@ -97,6 +100,7 @@ class BatchCache(Cache):
     def free(self) -> None:
         """Let the buffers go; rows have to be reserved anew."""
         self.num_rows = self.width = 0
+        self.version += 1
         for layer in self._layers:
             layer.states = ()
 

@@ -1,7 +1,8 @@
 """Turns per second of `BatchGenerator` next to Hugging Face `generate()`, on a tiny Llama.
 
 Every session is a conversation whose prompt grows turn by turn, as in an episode. Run:
-`python tests/bench/bench_generation.py [--threads 1] [--sessions 32] [--turns 8]`.
+`python tests/bench/bench_generation.py [--threads 1] [--sessions 32] [--turns 8]`; on a GPU with
+`--device cuda --model FOLDER` for the weights of any model folder, in bfloat16.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step_ray.config import ScratchConfig
 from step_ray.serving.generation import BatchGenerator, SamplingParams
-from step_ray.training.student import new_model, train_tokenizer
+from step_ray.training.student import load_model, load_tokenizer, new_model, train_tokenizer
 
 FIRST_PROMPT, OBSERVATION, ANSWER, MAX_LENGTH = 600, 30, 20, 2048
 Ids = list[int]
@@ -25,24 +26,40 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sessions", type=int, default=32)
     parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", help="folder; without one a tiny model in float32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    tokenizer = train_tokenizer(["Thought: I go. Action: go to desk 1\n"], 512)
-    model = new_model(tokenizer, ScratchConfig(), max_length=MAX_LENGTH, seed=0).eval()
-    model.lm_head = torch.nn.Linear(128, len(tokenizer), bias=False)  # tied: repeats one token
-    model.generation_config.eos_token_id = None  # every answer has the full length
-    tokenizer.eos_token = None
+    model, tokenizer = _model(args.model)
+    model.to(args.device).eval()
     engines = {
         "hf generate": lambda: _hf(model),
         "ours, no reuse": lambda: _ours(model, tokenizer, 0),
-        "ours, reuse": lambda: _ours(model, tokenizer, 1024),
+        "ours, reuse": lambda: _ours(model, tokenizer, 32_768 if args.model else 1024),
     }
+    if args.device != "cpu":
+        engines["ours, reuse, nothing recorded"] = lambda: _ours(
+            model, tokenizer, 32_768 if args.model else 1024, record_steps=False
+        )
     answers = {}
     for name, make in engines.items():
         seconds, answers[name] = _play(make(), args.sessions, args.turns)
         turns = args.sessions * args.turns
-        print(f"{name:15} {turns / seconds:7.1f} turns/s {turns * ANSWER / seconds:8.0f} tokens/s")
+        print(f"{name:30} {turns / seconds:7.1f} turns/s {turns * ANSWER / seconds:8.0f} tokens/s")
     print("same tokens:", len({str(a) for a in answers.values()}) == 1)
+
+
+def _model(folder: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model whose answers have the full length: it knows no end."""
+    if folder:
+        model, tokenizer = load_model(folder, "bfloat16"), load_tokenizer(folder)
+    else:
+        tokenizer = train_tokenizer(["Thought: I go. Action: go to desk 1\n"], 512)
+        model = new_model(tokenizer, ScratchConfig(), max_length=MAX_LENGTH, seed=0)
+        model.lm_head = torch.nn.Linear(128, len(tokenizer), bias=False)  # tied: repeats one token
+    model.generation_config.eos_token_id = None
+    tokenizer.eos_token = None
+    return model, tokenizer
 
 
 def _play(engine: Engine, num_sessions: int, num_turns: int) -> tuple[float, list[Ids]]:
@@ -59,17 +76,29 @@ def _play(engine: Engine, num_sessions: int, num_turns: int) -> tuple[float, lis
     return seconds, prompts
 
 
-def _ours(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache_mb: int) -> Engine:
-    engine = BatchGenerator(model, tokenizer, max_length=MAX_LENGTH, prefix_cache_mb=cache_mb)
-    params = SamplingParams(max_tokens=ANSWER)
+def _ours(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cache_mb: int,
+    record_steps: bool | None = None,
+) -> Engine:
+    engine = BatchGenerator(
+        model,
+        tokenizer,
+        max_length=MAX_LENGTH,
+        prefix_cache_mb=cache_mb,
+        record_steps=record_steps,
+    )
+    params = SamplingParams(max_tokens=ANSWER, ignore_eos=True)
     return lambda prompts: [list(g.ids) for g in engine.generate(prompts, [params] * len(prompts))]
 
 
 def _hf(model: PreTrainedModel) -> Engine:
     def run(prompts: list[Ids]) -> list[Ids]:
         width = max(len(p) for p in prompts)
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        rows = [[0] * (width - len(p)) + p for p in prompts]
+        seen = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+        ids, mask = (torch.tensor(x, device=model.device) for x in (rows, seen))
         with torch.inference_mode():
             out = model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=ANSWER, do_sample=False

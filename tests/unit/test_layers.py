@@ -16,8 +16,9 @@ storage.places
 storage.objects
 storage.remote
 storage.lease
-serving.rowtext
-training.attention training.encoding training.headloss training.sharding training.turnend
+serving.decodegraph serving.rowtext
+training.attention training.encoding training.headloss training.kernels training.sharding
+    training.turnend
 report.collection
 envs.alfworld envs.alfworld.tables
 envs.scienceworld envs.scienceworld.tables envs.scienceworld.text evaluation.scores
@@ -113,9 +114,9 @@ HEIGHT = {
 }
 HEAVY = {"ray", "torch", "transformers", "tokenizers", "peft"}
 LOADS_HEAVY = """
-collect render serve serving.agent_server serving.generation serving.generation_thread
-serving.kvcache serving.vllm_app serving.vllm_fetch serving.vllm_ingress train training.attention
-training.batch_view training.batching
+collect render serve serving.agent_server serving.decodegraph serving.generation
+serving.generation_thread serving.kvcache serving.vllm_app serving.vllm_fetch
+serving.vllm_ingress train training.attention training.batch_view training.batching
 training.checkpoints training.encoding training.export training.faults training.flops
 training.headloss training.layout training.learner training.loop training.loss training.mask_view
 training.model_files training.preemption training.sharding training.speed training.state
@@ -127,6 +128,7 @@ training.trainee training.turnend training.validation
 RAYLESS = """
 render training.batching training.loss training.headloss training.attention training.layout
 training.sharding training.trainee training.learner training.state training.export training.speed
+training.kernels
 """
 """The training step from conversation to weights; it runs on a machine without Ray."""
 
