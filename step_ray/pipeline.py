@@ -50,7 +50,8 @@ def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) ->
     from step_ray.envs import task_source
     from step_ray.react import load_prompt
     from step_ray.training.chat_template import ChatSettings
-    from step_ray.training.student import check_student
+    from step_ray.training.kernels import check_liger
+    from step_ray.training.student import check_student, model_type
 
     teacher = config.teacher
 
@@ -87,6 +88,8 @@ def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) ->
         checks[f"student {student.init}"] = lambda: check_student(
             student.init, chat, student.max_length
         )
+        if config.train.liger or config.arm_train().liger:
+            checks["kernels of Liger"] = lambda: check_liger(model_type(student.init))
     return [_check(what, function) for what, function in checks.items()]
 
 

@@ -79,8 +79,13 @@ class TrainConfig(Section):
     """Compile the decoder layers with torch.compile, all but attention over packed examples; the
     same code serves texts of all lengths. The first step takes minutes, and validation compiles
     once more; on CPU it needs g++ and gains little."""
+    liger: bool = False
+    """Liger's fused kernels in place of the model's norms, rotary embedding and gated MLP: faster,
+    and less is kept for the backward pass. Needs a GPU, `step-ray[liger]` and an architecture that
+    Liger knows (Llama, Qwen, Mistral, Gemma and others)."""
     lora_rank: int = Field(default=0, ge=0)
-    """0: full fine-tuning; else a LoRA of this rank."""
+    """0: full fine-tuning; else a LoRA of this rank, in float32: with it, set `autocast: bfloat16` on
+    a GPU, or its products are slow."""
     lora_alpha: float = Field(default=16.0, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     lora_targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
@@ -117,6 +122,12 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _liger_needs_a_gpu(self) -> "TrainConfig":
+        if self.liger and not self.use_gpu:
+            raise ValueError("liger needs a GPU; set use_gpu: true, or liger: false")
+        return self
+
+    @model_validator(mode="after")
     def _targets_are_named(self) -> "TrainConfig":
         if not self.lora_targets:
             raise ValueError("lora_targets names no module; give names or 'all-linear'")
@@ -146,6 +157,7 @@ TRAIN_SPEED_ONLY = frozenset(
         "loss_chunk",
         "gradient_checkpointing",
         "compile",
+        "liger",
         "checkpoint_every",
         "checkpoint_upload",
         "keep_checkpoints",

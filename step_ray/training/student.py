@@ -264,6 +264,17 @@ def check_model(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
         check_shapes(source, shapes, empty_model(source, "float32"))
 
 
+def model_type(init: str) -> str:
+    """The architecture of a student, as transformers names it.
+
+    Raises:
+        ConfigError: no causal language model.
+    """
+    if init == "scratch":
+        return str(LlamaConfig.model_type)
+    return str(_causal_config(resolve_init(init)).model_type)
+
+
 def _causal_config(source: str) -> PretrainedConfig:
     try:
         config: PretrainedConfig = load_config(source)

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from step_ray.config import TrainConfig
 from step_ray.errors import ConfigError
+from step_ray.training.kernels import use_liger
 from step_ray.training.sharding import load_in_shards
 from step_ray.training.student import empty_model, load_model
 
@@ -67,6 +68,8 @@ def build_model(
     model: Any = load(init, "float32" if is_master else dtype)
     if config.attention != "auto":
         _set_attention(model, config.attention)
+    if config.liger:
+        use_liger(model)
     if config.lora_rank:
         model = _with_lora(model, config, seed, empty=empty)
     if config.gradient_checkpointing:

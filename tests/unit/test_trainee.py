@@ -1,6 +1,9 @@
 """The wrapped model in a process group of one: types of weights, LoRA, faults, compilation."""
 
+import importlib.util
 import shutil
+import sys
+import types
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,9 +13,10 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from step_ray.config import ScratchConfig, TrainConfig
-from step_ray.errors import RunStateError, StepRayError
+from step_ray.errors import ConfigError, RunStateError, StepRayError
 from step_ray.training import state as train_state
 from step_ray.training.batching import load_examples
+from step_ray.training.kernels import check_liger
 from step_ray.training.learner import Learner
 from step_ray.training.student import new_model, save_student, train_tokenizer
 
@@ -131,6 +135,22 @@ def test_compiled_layers_train_the_same_keep_their_names_and_compile_once(folder
     # other numbers of documents, and other lengths of the row, are the same code
     assert frames[:4] == [0] * 4 and frames[4] > 0
     assert len(set(frames[4:])) == 1
+
+
+def test_kernels_of_liger_are_refused_without_a_gpu_or_the_package():
+    with pytest.raises(ValueError, match="liger needs a GPU; set use_gpu: true"):
+        TrainConfig(liger=True)
+    if importlib.util.find_spec("liger_kernel") is None:
+        with pytest.raises(ConfigError, match=r"train\.liger: .* pip install 'step-ray\[liger\]'"):
+            check_liger("llama")
+
+
+def test_kernels_of_liger_are_refused_for_an_architecture_without_them(monkeypatch):
+    known = types.SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": None})
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", known)
+    check_liger("llama")
+    with pytest.raises(ConfigError, match=r"no kernels for 'gpt2'; set train\.liger=false"):
+        check_liger("gpt2")
 
 
 def test_a_first_loss_that_is_not_finite_is_blamed_on_the_model_not_on_the_rate(folder):
