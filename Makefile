@@ -30,7 +30,7 @@ STORES ?= .venv-stores
 STORES_STAMP := $(STORES)/.installed
 export STEP_RAY_STORES ?= $(abspath $(STORES)/bin)
 
-.PHONY: demo test test-slow test-official test-vllm install-vllm test-mistral lint install crds clean
+.PHONY: demo test test-slow test-official test-vllm install-vllm test-mistral test-gpu lint install crds clean
 
 install: $(STAMP)
 
@@ -50,6 +50,10 @@ test: $(STAMP) $(STORES_STAMP)
 
 test-slow: $(STAMP) $(STORES_STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Needs a CUDA device and torch for CUDA; `pip install 'step-ray[liger]'` for the kernels of Liger.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 $(STORES_STAMP): tests/stores.txt
 	$(PYTHON) -m venv $(STORES)

@@ -9,8 +9,10 @@ counts.
 TRL lives in an environment of its own, with the same torch and transformers:
     python -m venv VENV && VENV/bin/pip install -c constraints.txt -r tests/bench/trl.txt
 Run: `python tests/bench/bench_sft.py --trl-python VENV/bin/python [--shape smol]`
-On a GPU: `... --device cuda --shape llama-7b --dtype bfloat16 --gradient-checkpointing
-    --batch-tokens 65536 --trl-attention flash_attention_2 --trl-modes packed:4096`
+On a GPU: `... --device cuda --shape llama-7b --dtype bfloat16 --batch-tokens 65536
+    --modes packed packed+compile --trl-attention flash_attention_2 --trl-modes packed:4096`
+A machine without Ray and the engines gets the examples from one that has them: `--only-examples
+FOLDER` there, `--examples FOLDER` here.
 """
 
 import argparse
@@ -32,13 +34,23 @@ SHAPES = {
     "qwen-7b": (3584, 18_944, 28, 28, 4, 152_064, False),
 }
 WARM_UP = 1
+JOB = (
+    *("dtype", "threads", "steps", "lr", "trl_attention", "micro_batch_tokens"),
+    *("gradient_checkpointing", "profile"),
+)
+"""Options that a side gets as they are."""
 
 
 def main() -> None:
     args = parse()
     with tempfile.TemporaryDirectory(prefix="bench_sft_") as name:
         folder = Path(args.work or name)
-        facts = prepare(args, folder)
+        examples = Path(args.examples or args.only_examples or folder / "examples")
+        if not args.examples:
+            prepare(args, examples)
+        if args.only_examples:
+            return
+        facts = facts_of(examples) | save_model(folder / "model", examples, args)
         print(
             f"{facts['episodes']} episodes, {facts['tokens']} tokens, of which"
             f" {facts['trained']} trained ({facts['trained'] / facts['tokens']:.0%}),"
@@ -53,15 +65,20 @@ def main() -> None:
         runs += [(args.trl_python, "trl", mode) for mode in args.trl_modes]
         results = {}
         for python, side, mode in runs:
-            result = results[side, mode] = run(args, folder, python, side, mode)
-            print(f"\n{side} {mode} (torch {result['torch']}: {result['note']})")
-            print(line_of(args, facts, result), flush=True)
-    compare(results)
+            result = run(args, folder, examples, python, side, mode)
+            if result is not None:
+                results[side, mode] = result
+                print(f"\n{side} {mode} (torch {result['torch']}: {result['note']})")
+                print(line_of(args, facts, result), flush=True)
+    if {side for side, _ in results} == {"ours", "trl"}:
+        compare(results)
+    if len(results) < len(runs):
+        sys.exit(f"{len(runs) - len(results)} of {len(runs)} runs failed")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--trl-python", required=True, help="python of the environment with trl")
+    parser.add_argument("--trl-python", default=sys.executable, help="python that has trl")
     parser.add_argument("--python", default=sys.executable, help="python of our side")
     parser.add_argument("--shape", choices=SHAPES, default="smol")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -70,30 +87,40 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--micro-batch-tokens", type=int, default=4096)
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--size", choices=["tiny", "small", "full"], default="full")
-    parser.add_argument("--modes", nargs="+", default=["packed"], help="packed, padded")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=["packed"],
+        help="packed or padded, and settings of `train`: packed+compile+lora_rank=16",
+    )
     parser.add_argument(
         "--trl-modes",
-        nargs="+",
+        nargs="*",
         default=["packed:4096", "packed:1024", "padded:1", "padded:4"],
-        help="packed:TOKENS of a row, padded:ROWS of a pass",
+        help="packed:TOKENS of a row, padded:ROWS of a pass; with +liger, +compile or +ATTENTION",
     )
     parser.add_argument("--trl-attention", default="sdpa")
     parser.add_argument("--steps", type=int, default=3, help="the first is warm-up")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="say what takes our time")
+    parser.add_argument("--limit", type=int, default=3600, help="seconds of a side")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--peak-tflops", type=float, default=989, help="for MFU; H100, dense bf16")
-    parser.add_argument("--work", help="keep model and examples here")
+    parser.add_argument("--work", help="keep the model here")
+    parser.add_argument("--examples", help="folder of examples that --only-examples wrote")
+    parser.add_argument("--only-examples", help="write the examples to this folder, and stop")
     return parser.parse_args()
 
 
-def prepare(args: argparse.Namespace, folder: Path) -> dict:
-    """Write model and examples; gives what is to be known of them."""
+def prepare(args: argparse.Namespace, examples: Path) -> None:
+    """Write the examples, and beside them the tokenizer they are made with."""
     from step_ray.dataset import build_examples, write_examples
     from step_ray.render import Renderer
     from step_ray.training.recipe import DatasetConfig, Recipe
     from step_ray.training.student import train_tokenizer
 
-    played = asyncio.run(play(folder / "games", args.batch_tokens // 200 + 4, args.size))
+    with tempfile.TemporaryDirectory(prefix="bench_sft_") as games:
+        played = asyncio.run(play(Path(games), args.batch_tokens // 200 + 4, args.size))
     texts = [m.content for t in played for m in t.prompt]
     texts += [x for t in played for s in t.steps for x in (s.text, s.observation or "")]
     tokenizer = train_tokenizer(texts, 4096)
@@ -105,14 +132,20 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict:
         if tokens + len(example.input_ids) <= args.batch_tokens:
             chosen.append(example)
             tokens += len(example.input_ids)
-    write_examples(folder / "examples", chosen)
-    model = save_model(folder / "model", tokenizer, args)
+    write_examples(examples, chosen)
+    tokenizer.save_pretrained(examples / "tokenizer")
+
+
+def facts_of(examples: Path) -> dict:
+    """What is to be known of the examples."""
+    from step_ray.training.batching import load_examples
+
+    loaded = load_examples(examples)
     return {
-        "episodes": len(chosen),
-        "tokens": tokens,
-        "lengths": [len(example.input_ids) for example in chosen],
-        "trained": sum(sum(example.loss_mask[1:]) for example in chosen),
-        **model,
+        "episodes": len(loaded.lengths),
+        "tokens": int(loaded.lengths.sum()),
+        "lengths": loaded.lengths.tolist(),
+        "trained": int(loaded.num_trained.sum()),
     }
 
 
@@ -166,13 +199,14 @@ def clumsy(task):
     return Clumsy(task)
 
 
-def save_model(folder: Path, tokenizer, args: argparse.Namespace) -> dict:
+def save_model(folder: Path, examples: Path, args: argparse.Namespace) -> dict:
     """A Llama with random weights; gives what its FLOPs are counted from."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from step_ray.training.flops import shape_of
 
+    tokenizer = AutoTokenizer.from_pretrained(examples / "tokenizer")
     hidden, wide, layers, heads, key_heads, vocab, tied = SHAPES[args.shape]
     config = LlamaConfig(
         hidden_size=hidden,
@@ -189,33 +223,46 @@ def save_model(folder: Path, tokenizer, args: argparse.Namespace) -> dict:
         dtype=args.dtype,
     )
     torch.manual_seed(0)
+    torch.set_default_dtype(getattr(torch, args.dtype))
     with torch.device(args.device):
-        model = LlamaForCausalLM(config).to(getattr(torch, args.dtype))
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"parameters": sum(p.numel() for p in model.parameters()), "shape": shape_of(model)}
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), "shape": shape_of(model)}
+    del model
+    if args.device == "cuda":
+        torch.cuda.empty_cache()  # the sides need it
+    return facts
 
 
-def run(args: argparse.Namespace, folder: Path, python: str, side: str, mode: str) -> dict:
+def run(
+    args: argparse.Namespace, folder: Path, examples: Path, python: str, side: str, mode: str
+) -> dict | None:
+    """What one side measured; None if it failed, which is printed."""
     job = {
-        **{k: getattr(args, k) for k in ("dtype", "threads", "steps", "lr", "trl_attention")},
-        "micro_batch_tokens": args.micro_batch_tokens,
-        "gradient_checkpointing": args.gradient_checkpointing,
+        **{name: getattr(args, name) for name in JOB},
         "cuda": args.device == "cuda",
         "side": side,
         "mode": mode,
         "model": str(folder / "model"),
-        "examples": str(folder / "examples"),
+        "examples": str(examples),
     }
-    done = subprocess.run([python, str(SIDES), json.dumps(job)], capture_output=True)
+    command = ["timeout", str(args.limit), python, str(SIDES), json.dumps(job)]
+    done = subprocess.run(command, capture_output=True)
     if done.returncode:
-        sys.exit(f"{side} {mode} failed:\n{done.stderr.decode(errors='replace')[-3000:]}")
+        print(
+            f"\n{side} {mode} failed:\n{done.stderr.decode(errors='replace')[-2000:]}", flush=True
+        )
+        return None
+    if args.profile and side == "ours":
+        print("\n" + done.stderr.decode(errors="replace")[-4000:])
     return json.loads(done.stdout.decode().strip().splitlines()[-1])
 
 
 def row_length(trl_mode: str) -> float:
     """Tokens that a row of TRL holds."""
-    kind, _, size = trl_mode.partition(":")
+    kind, _, size = trl_mode.partition("+")[0].partition(":")
     return int(size) if kind == "packed" else float("inf")
 
 

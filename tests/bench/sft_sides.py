@@ -8,6 +8,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
@@ -77,11 +79,15 @@ def ours(job: argparse.Namespace) -> dict:
     from step_ray.training.learner import Learner
 
     assert "ray" not in sys.modules, "the training step must not need Ray"
-    config = TrainConfig(
-        micro_batch_tokens=job.micro_batch_tokens,
-        packing=job.mode,
-        gradient_checkpointing=job.gradient_checkpointing,
-    )
+    packing, *switches = job.mode.split("+")
+    settings = {
+        "micro_batch_tokens": job.micro_batch_tokens,
+        "packing": packing,
+        "use_gpu": job.cuda,
+        "gradient_checkpointing": job.gradient_checkpointing,
+    }
+    pairs = (switch.partition("=") for switch in switches)
+    config = TrainConfig(**settings | {name: value or True for name, _, value in pairs})
     device = torch.device("cuda" if job.cuda else "cpu")
     examples = load_examples(Path(job.examples))
     learner = Learner(init=job.model, dtype=job.dtype, config=config, seed=0, device=device)
@@ -94,8 +100,26 @@ def ours(job: argparse.Namespace) -> dict:
         line = learner.train_batch(examples, everything, number=number, lr=job.lr)
         meter.end()
         losses.append(line["loss"])
+    if job.profile:
+        train = partial(learner.train_batch, examples, everything, number=job.steps, lr=job.lr)
+        print_shares(train, job.cuda)
     note = f"{learner.layout}; {learner.head}; padding {line['padding_share']:.1%}"
     return meter.result(losses, note)
+
+
+def print_shares(work: Callable[[], object], cuda: bool) -> None:
+    """To stderr: what takes the time of one piece of work, by operation or kernel."""
+    from torch.profiler import ProfilerActivity, profile
+
+    kind = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    with profile(activities=[kind]) as seen:
+        work()
+    clock = "self_device_time_total" if cuda else "self_cpu_time_total"
+    events = sorted(seen.key_averages(), key=lambda event: -getattr(event, clock))
+    whole = sum(getattr(event, clock) for event in events)
+    for event in events[:25]:
+        share = getattr(event, clock) / whole
+        print(f"{share:6.1%} {event.count:6} times {event.key[:110]}", file=sys.stderr)
 
 
 def trl_side(job: argparse.Namespace) -> dict:
@@ -106,7 +130,8 @@ def trl_side(job: argparse.Namespace) -> dict:
     from trl import SFTConfig, SFTTrainer, pack_dataset
 
     disable_progress_bars()
-    rows = sorted(parquet.read_table(job.examples).to_pylist(), key=lambda r: -len(r["input_ids"]))
+    table = parquet.read_table(sorted(Path(job.examples).glob("*.parquet")))
+    rows = sorted(table.to_pylist(), key=lambda row: -len(row["input_ids"]))
     data = Dataset.from_list(
         [
             {
@@ -121,11 +146,13 @@ def trl_side(job: argparse.Namespace) -> dict:
             for row in rows
         ]
     )
-    kind, _, size = job.mode.partition(":")
+    shape, *switches = job.mode.split("+")
+    kind, _, size = shape.partition(":")
     packing = kind == "packed"
     max_length = int(size) if packing else None
     per_pass = 1 if packing else int(size)
     num_rows = len(pack_dataset(data, max_length, "bfd")) if packing else len(data)
+    attention = next((name for name in switches if "attention" in name), job.trl_attention)
     meter = Meter(job.cuda)
 
     class Watch(TrainerCallback):
@@ -136,7 +163,7 @@ def trl_side(job: argparse.Namespace) -> dict:
             meter.end()
 
     config = SFTConfig(
-        output_dir=str(Path(job.examples).parent / "trl"),
+        output_dir=str(Path(job.model).parent / "trl"),
         max_steps=job.steps,
         per_device_train_batch_size=per_pass,
         gradient_accumulation_steps=-(-num_rows // per_pass),
@@ -146,6 +173,8 @@ def trl_side(job: argparse.Namespace) -> dict:
         lr_scheduler_type="constant",
         train_sampling_strategy="sequential",
         gradient_checkpointing=job.gradient_checkpointing,
+        use_liger_kernel="liger" in switches,
+        torch_compile="compile" in switches,
         bf16=False,
         use_cpu=not job.cuda,
         logging_steps=1,
@@ -156,7 +185,7 @@ def trl_side(job: argparse.Namespace) -> dict:
         seed=0,
     )
     model = AutoModelForCausalLM.from_pretrained(
-        job.model, dtype=getattr(torch, job.dtype), attn_implementation=job.trl_attention
+        job.model, dtype=getattr(torch, job.dtype), attn_implementation=attention
     )
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     trainer = SFTTrainer(
@@ -166,7 +195,7 @@ def trl_side(job: argparse.Namespace) -> dict:
     meter.start()
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    note = f"{num_rows} rows, {per_pass} a pass, {config.optim}, attention {job.trl_attention}"
+    note = f"{num_rows} rows, {per_pass} a pass, {config.optim}, attention {attention}"
     return meter.result(losses, note)
 
 
