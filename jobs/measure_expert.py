@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="ALFWorld games")
     parser.add_argument("--config", type=Path, help="instead of a folder")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], dest="overrides")
-    parser.add_argument("--split", help="train, or the configuration's held-out split (default)")
+    parser.add_argument("--split", help="default: the configuration's first held-out split")
     parser.add_argument("--num-tasks", type=int, help="random ones; default: all")
     parser.add_argument("--max-steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="which tasks")
@@ -30,7 +30,7 @@ def main() -> None:
         config, tasks = parse_config({"name": "expert"}), game_tasks(args.folder)
     else:
         config = load_config(args.config, args.overrides)
-        tasks = config_tasks(config, args.split or config.tasks.eval_split)
+        tasks = config_tasks(config, args.split or config.tasks.eval_splits[0])
     for line in expert_table(config, sample(tasks, args.num_tasks, args.seed), args.max_steps):
         print(line)
 

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -77,8 +77,23 @@ class TasksConfig(Section):
     """U1: tasks with golden trajectories."""
     num_collect: int = Field(default=300, ge=1)
     """U2: tasks on which the student acts under the teacher."""
-    num_eval: int = Field(default=100, ge=1)
-    eval_split: str = "valid_unseen"
+    num_eval: Annotated[int, Field(ge=1)] | Literal["all"] = 100
+    """Evaluation tasks of each split; `all` that are there."""
+    eval_split: str | tuple[str, ...] = "valid_unseen"
+    """What is evaluated on: a held-out split, or several, as `[valid_seen, valid_unseen]`."""
+
+    @field_validator("eval_split")
+    @classmethod
+    def _splits_differ(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = [value] if isinstance(value, str) else value
+        if not all(names) or not names or len(set(names)) < len(names):
+            raise ValueError("give a split, or a list of different ones")
+        return value
+
+    @property
+    def eval_splits(self) -> tuple[str, ...]:
+        """The held-out splits."""
+        return (self.eval_split,) if isinstance(self.eval_split, str) else self.eval_split
 
 
 class OwnConfig(Section):

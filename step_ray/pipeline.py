@@ -346,7 +346,8 @@ def plan_lines(config: RunConfig) -> list[str]:
     lines = [f"stage     {stage.name}" for stage in build_stages(config)]
     lines += [
         f"tasks     {tasks.num_expert} expert (U1), {tasks.num_collect} collect (U2),"
-        f" {tasks.num_eval} evaluate ({tasks.eval_split}) x {len(config.evaluate.seeds)} seeds",
+        f" {tasks.num_eval} evaluate ({' and '.join(tasks.eval_splits)})"
+        f" x {len(config.evaluate.seeds)} seeds",
         f"train     {_range(train.least_workers, train.most_workers)} worker(s), one {kind} each,"
         f" {train.strategy},"
         f" {'LoRA rank ' + str(train.lora_rank) if train.lora_rank else 'all weights'}",

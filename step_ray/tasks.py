@@ -49,7 +49,11 @@ def build_tasks(config: RunConfig) -> TaskLists:
         ConfigError: fewer tasks than asked for.
     """
     source = task_source(config.env.name)
-    evaluation = _sample(source.held_out_tasks(config), config.tasks.num_eval, config, "num_eval")
+    evaluation = [
+        task
+        for split in config.tasks.eval_splits
+        for task in _sample(source.held_out_tasks(config, split), config)
+    ]
     held_out = set(source.fingerprints(evaluation))
     training = _shuffled(source.training_tasks(config), config.seed)
     wanted = config.tasks.num_expert + config.tasks.num_collect
@@ -74,9 +78,10 @@ def build_tasks(config: RunConfig) -> TaskLists:
     )
 
 
-def _sample(tasks: list[Task], count: int, config: RunConfig, key: str) -> list[Task]:
-    if len(tasks) < count:
-        raise ConfigError(f"tasks.{key}: {count} asked for, {len(tasks)} tasks there; lower it")
+def _sample(tasks: list[Task], config: RunConfig) -> list[Task]:
+    count = len(tasks) if config.tasks.num_eval == "all" else config.tasks.num_eval
+    if len(tasks) < max(count, 1):
+        raise ConfigError(f"tasks.num_eval: {count} asked for, {len(tasks)} tasks there; lower it")
     return sorted(_shuffled(tasks, config.seed)[:count], key=lambda task: task.task_id)
 
 

@@ -255,3 +255,7 @@ class EvalReport:
     """Which score `mean_reward` is the mean of, see scores.SCORES."""
     reward_by_task_type: Mapping[str, Interval] = field(default_factory=dict)
     """Task type -> mean of that score; empty: not recorded."""
+    by_split: Mapping[str, Interval] = field(default_factory=dict)
+    """Split -> success rate; empty: not recorded."""
+    reward_by_split: Mapping[str, Interval] = field(default_factory=dict)
+    """Split -> mean of that score; empty: not recorded."""

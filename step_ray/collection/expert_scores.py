@@ -64,7 +64,7 @@ def config_tasks(config: RunConfig, split: str) -> list[Task]:
     source.check(config)
     source.prepare(config)
     training = split == "train"
-    return source.training_tasks(config) if training else source.held_out_tasks(config)
+    return source.training_tasks(config) if training else source.held_out_tasks(config, split)
 
 
 def one_by_one(

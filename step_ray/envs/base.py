@@ -74,8 +74,8 @@ class TaskSource(Protocol):
         """All tasks that may be trained on, by id."""
         ...
 
-    def held_out_tasks(self, config: RunConfig) -> list[Task]:
-        """All tasks that may be evaluated on, by id."""
+    def held_out_tasks(self, config: RunConfig, split: str) -> list[Task]:
+        """All tasks of a split that may be evaluated on, by id."""
         ...
 
     def fingerprints(self, tasks: Sequence[Task]) -> list[str]:

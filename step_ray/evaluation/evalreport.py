@@ -41,9 +41,9 @@ def summarize(
     _check_unique(model, trajectories)
     groups = Counter(outcome(t) for t in trajectories)
     num = len(trajectories)
-    by_type: dict[str, list[Trajectory]] = defaultdict(list)
-    for trajectory in trajectories:
-        by_type[trajectory.task.task_type].append(trajectory)
+    score = SCORES[scoring]
+    by_type = _grouped(trajectories, lambda t: t.task.task_type)
+    by_split = _grouped(trajectories, lambda t: t.task.split)
     return EvalReport(
         model=model,
         num_tasks=num,
@@ -52,20 +52,30 @@ def summarize(
         num_truncated=groups["truncated"],
         num_errors=groups["error"],
         success_rate=success_interval(trajectories, confidence),
-        mean_reward=_mean_score(trajectories, SCORES[scoring], confidence),
+        mean_reward=_mean_score(trajectories, score, confidence),
         mean_best_reward=_mean_score(trajectories, best_score, confidence),
         scoring=scoring,
         mean_steps=sum(len(t.steps) for t in trajectories) / num,
         mean_invalid=sum(num_invalid(t) for t in trajectories) / num,
         behaviour=behaviour(trajectories, confidence),
         stop_reasons=dict(Counter(t.stop_reason.value for t in trajectories).most_common()),
-        by_task_type={k: success_interval(v, confidence) for k, v in sorted(by_type.items())},
-        reward_by_task_type={
-            k: _mean_score(v, SCORES[scoring], confidence) for k, v in sorted(by_type.items())
-        },
+        by_task_type={k: success_interval(v, confidence) for k, v in by_type.items()},
+        reward_by_task_type={k: _mean_score(v, score, confidence) for k, v in by_type.items()},
+        by_split={k: success_interval(v, confidence) for k, v in by_split.items()},
+        reward_by_split={k: _mean_score(v, score, confidence) for k, v in by_split.items()},
         seconds=seconds,
         seed=seed,
     )
+
+
+def _grouped(
+    trajectories: Sequence[Trajectory], key: Callable[[Trajectory], str]
+) -> dict[str, list[Trajectory]]:
+    """The trajectories by a name, the names in their order."""
+    groups: dict[str, list[Trajectory]] = defaultdict(list)
+    for trajectory in trajectories:
+        groups[key(trajectory)].append(trajectory)
+    return dict(sorted(groups.items()))
 
 
 def _mean_score(

@@ -32,7 +32,10 @@ NOT_RUN = "not run"
 COLUMNS = ("success %", "vs base", "vs golden_only", "score", "steps", "error")
 """Columns of the terminal table after the arm: what fits 80 characters; the report has more."""
 
-NOT_FLAT = {"stop_reasons", "by_task_type", "reward_by_task_type", "model"}
+NOT_FLAT = {
+    *("stop_reasons", "by_task_type", "reward_by_task_type", "by_split", "reward_by_split"),
+    *("model", "splits"),
+}
 """Fields of an evaluation that have no place in a line of the CSV."""
 Comparison: TypeAlias = PairedDifference | str
 """A paired difference, or the words that stand in its place."""
@@ -75,8 +78,19 @@ class ReportInputs:
     `num_examples` and `num_trained_tokens`."""
     task_types: Mapping[str, str] = field(default_factory=dict)
     """Evaluation task id -> task type, for the number of tasks of each type."""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    """Evaluation task id -> split; several splits are compared one by one, too."""
     episodes: EpisodeCounts | None = None
     """Of the viewer beside the page (report.episodes); None: there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitResult:
+    """An arm on the tasks of one split."""
+
+    success_rate: Interval
+    vs_base: Comparison
+    vs_golden_only: Comparison
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +105,8 @@ class ResultRow:
     """As the two above, of the score in place of the success."""
     score_vs_golden_only: Comparison
     cost: ArmCost
+    splits: Mapping[str, SplitResult] = field(default_factory=dict)
+    """Split -> the arm on its tasks; empty where all tasks are of one split."""
 
 
 def results_rows(inputs: ReportInputs) -> list[ResultRow]:
@@ -113,9 +129,27 @@ def results_rows(inputs: ReportInputs) -> list[ResultRow]:
             score_vs_base=_compare(inputs.scores, reports.get(arm), BASE),
             score_vs_golden_only=_compare(inputs.scores, reports.get(arm), GOLDEN_ONLY),
             cost=costs(inputs, arm),
+            splits=_splits(inputs, reports.get(arm)),
         )
         for arm in dict.fromkeys([BASE, *inputs.config.get("arms", {}), *reports])
     ]
+
+
+def _splits(inputs: ReportInputs, report: EvalReport | None) -> dict[str, SplitResult]:
+    if report is None or len(report.by_split) < 2:
+        return {}
+    results = {}
+    for split, interval in report.by_split.items():
+        of_split = {
+            arm: {task: x for task, x in by_task.items() if inputs.splits.get(task) == split}
+            for arm, by_task in inputs.outcomes.items()
+        }
+        results[split] = SplitResult(
+            success_rate=interval,
+            vs_base=_compare(of_split, report, BASE),
+            vs_golden_only=_compare(of_split, report, GOLDEN_ONLY),
+        )
+    return results
 
 
 def costs(inputs: ReportInputs, arm: str) -> ArmCost:
@@ -160,6 +194,8 @@ def results_table(inputs: ReportInputs) -> Table:
     for row in results_rows(inputs):
         # Text, not str: rich would read markup in a name.
         table.add_row(*(Text(cell) for cell in (row.arm, *_cells(row))))
+        for split, result in row.splits.items():
+            table.add_row(*(Text(cell) for cell in (f"  {split}", *_split_cells(result))))
     return table
 
 
@@ -175,6 +211,11 @@ def _cells(row: ResultRow) -> list[str]:
         f"{row.report.mean_steps:.1f}",
         count(row.report.num_errors),
     ]
+
+
+def _split_cells(result: SplitResult) -> list[str]:
+    compared = [difference(c) for c in (result.vs_base, result.vs_golden_only)]
+    return [_joined(cell) for cell in (rate(result.success_rate), *compared)]
 
 
 def _joined(texts: tuple[str, ...]) -> str:

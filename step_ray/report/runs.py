@@ -1,6 +1,6 @@
 """Several runs of one line that differ in their seed, as one result: every arm over runs.
 
-Takes the outcomes of each run, gives rows, a rich table, an HTML page and plain data for JSON. Two
+Takes the outcomes of each run, gives rows, rich tables, an HTML page and plain data for JSON. Two
 intervals stand beside each other, because they answer two questions: over runs, whether another
 training would come out the same; over tasks, whether these very models differ on other tasks.
 """
@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -37,7 +36,7 @@ class RunOutcomes:
     name: str
     seed: int
     outcomes: Mapping[str, Mapping[str, float]]
-    """Arm -> task id -> success, averaged over the seeds of the evaluation."""
+    """Arm -> task id -> success or score, averaged over the seeds of the evaluation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,7 @@ class ArmOverRuns:
 
     arm: str
     by_run: Mapping[str, float]
-    """Run -> success rate."""
+    """Run -> mean over its tasks."""
     over_runs: Interval
     against: Mapping[str, DifferenceOverRuns]
     """Reference -> difference to it; without the arm itself."""
@@ -117,9 +116,9 @@ def _mean(outcomes: Mapping[str, float]) -> float:
     return sum(outcomes.values()) / len(outcomes)
 
 
-def runs_table(rows: Sequence[ArmOverRuns]) -> Table:
+def runs_table(title: str, rows: Sequence[ArmOverRuns]) -> Table:
     """The rows for the terminal, in percent and percentage points."""
-    table = Table(title="Success rate over runs", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"{title}, over runs", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("arm", no_wrap=True)
     for name in ("each run %", "mean %", *(f"vs {other}" for other in REFERENCES)):
         table.add_column(name, justify="right")
@@ -156,10 +155,19 @@ def differences_plot(rows: Sequence[ArmOverRuns]) -> Forest | None:
     )
 
 
-def write_runs(path: Path, rows: Sequence[ArmOverRuns], runs: Sequence[RunOutcomes]) -> None:
-    """Write the page, and the same numbers beside it as JSON, each whole or not at all."""
+def write_runs(
+    path: Path, tables: Mapping[str, Sequence[ArmOverRuns]], seeds: Mapping[str, int]
+) -> None:
+    """Write the page, and the same numbers beside it as JSON, each whole or not at all.
+
+    Args:
+        path: HTML file.
+        tables: what is compared -> its rows.
+        seeds: run -> its seed.
+    """
     page = environment().get_template("runs.html.j2")
-    html = page.render(rows=rows, runs=runs, plot=differences_plot(rows), references=REFERENCES)
+    plots = {title: differences_plot(rows) for title, rows in tables.items()}
+    html = page.render(tables=tables, plots=plots, seeds=seeds, references=REFERENCES)
     write_text(path, html)
-    numbers: list[Any] = [plain(asdict(row)) for row in rows]
+    numbers = {title: [plain(asdict(row)) for row in rows] for title, rows in tables.items()}
     write_text(path.with_suffix(".json"), json.dumps(numbers, indent=2) + "\n")

@@ -236,7 +236,8 @@ def _list_tasks(config: RunConfig, split: str) -> list[Task]:
         source = task_source(config.env.name)
         source.check(config)
         source.prepare(config)
-        tasks = (source.training_tasks if split == "train" else source.held_out_tasks)(config)
+        is_train = split == "train"
+        tasks = source.training_tasks(config) if is_train else source.held_out_tasks(config, split)
     except StepRayError as exc:
         if str(exc).startswith("tasks.eval_split"):
             raise ApiError(400, str(exc).removeprefix("tasks.eval_"), param="split") from exc

@@ -211,15 +211,17 @@ def _evaluate(config: RunConfig, model: str) -> Stage:
     def run(context: StageContext) -> Mapping[str, Any]:
         from step_ray.collection.listplay import shown_episodes
         from step_ray.evaluate import evaluate
+        from step_ray.tasks import read_tasks
 
         endpoint = context.serve(model)
-        total = config.tasks.num_eval * len(config.evaluate.seeds)
+        tasks_file = context.root / "tasks/evaluate.parquet"
+        total = len(read_tasks(tasks_file)) * len(config.evaluate.seeds)
         with shown_episodes(context.reporter, f"evaluate {model}", total) as shown:
             report = evaluate(
                 config,
                 model=model,
                 base_url=endpoint.base_url,
-                tasks_file=context.root / "tasks/evaluate.parquet",
+                tasks_file=tasks_file,
                 out_dir=context.root / "evaluate" / model,
                 api_key_env=config.serve.api_key_env,
                 on_episode=shown.add,

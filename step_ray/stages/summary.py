@@ -94,6 +94,7 @@ def gather(config: RunConfig) -> ReportInputs:
         own=_collection(root / "trajectories" / "own"),
         datasets={m: summary for m, summary in datasets.items() if summary},
         task_types={t.task.task_id: t.task.task_type for ts in played.values() for t in ts},
+        splits={t.task.task_id: t.task.split for ts in played.values() for t in ts},
     )
 
 

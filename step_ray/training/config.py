@@ -84,8 +84,8 @@ class TrainConfig(Section):
     and less is kept for the backward pass. Needs a GPU, `step-ray[liger]` and an architecture that
     Liger knows (Llama, Qwen, Mistral, Gemma and others)."""
     lora_rank: int = Field(default=0, ge=0)
-    """0: full fine-tuning; else a LoRA of this rank, in float32: with it, set `autocast: bfloat16` on
-    a GPU, or its products are slow."""
+    """0: full fine-tuning; else a LoRA of this rank, in float32: on a GPU set `autocast: bfloat16`
+    with it, or its products are slow."""
     lora_alpha: float = Field(default=16.0, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     lora_targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"

@@ -86,7 +86,7 @@ def bench(config: RunConfig, in_flight: Sequence[int], folder: Path) -> None:
     source = task_source(config.env.name)
     source.prepare(config)
     tasks = folder / "tasks.parquet"
-    write_tasks(tasks, source.held_out_tasks(config))
+    write_tasks(tasks, source.held_out_tasks(config, config.tasks.eval_splits[0]))
     run_side(config, most := max(in_flight), tasks, folder / "warm-up")
     sides = {}
     for number in in_flight:
@@ -244,7 +244,7 @@ def ask_episodes(endpoint: Endpoint, config: RunConfig, *, count: int, number: i
     """How many of `count` episodes, `number` at once, succeed at the replica."""
     body = {
         "environment": config.env.name,
-        "split": config.tasks.eval_split,
+        "split": config.tasks.eval_splits[0],
         "count": count,
         "concurrency": number,
         "max_tokens": config.collect.max_new_tokens,

@@ -34,7 +34,10 @@ SCRATCH = {
         "scratch": {"vocab_size": 400, "hidden_size": 32, "num_layers": 1, "num_heads": 2},
     },
     "env": {"prompt": "alfworld_short", "max_steps": 6, "generator": {"size": "tiny"}},
-    "tasks": {"num_expert": 8, "num_collect": 8, "num_eval": 6},
+    "tasks": {
+        **{"num_expert": 8, "num_collect": 8},
+        **{"num_eval": 3, "eval_split": ["valid_seen", "valid_unseen"]},
+    },
     "train": {"epochs": 1, "batch_tokens": 4096},
     "collect": {"max_new_tokens": 8},
     "dataset": {"keep": "all"},

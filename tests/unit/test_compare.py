@@ -70,13 +70,18 @@ def test_a_forest_plot_has_zero_in_the_middle_and_marks_what_goes_beyond():
     assert forest([]) is None
 
 
-def folder_of_run(path, seed, won, **changes):
+def folder_of_run(path, seed, won, *, splits=("dev", "dev"), partial=0.0, **changes):
     config = parse_config({"name": path.name, "seed": seed, "arms": {}} | changes)
     path.mkdir()
     (path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     played = [
-        make_trajectory(name=f"{task}#student#0", task=make_task(task), success=task in won)
-        for task in "ab"
+        make_trajectory(
+            name=f"{task}#student#0",
+            task=make_task(task, split=split),
+            success=task in won,
+            reward=1.0 if task in won else partial,
+        )
+        for task, split in zip("ab", splits, strict=True)
     ]
     write_shard(path / "evaluate" / "base", played)
     return path
@@ -87,9 +92,31 @@ def test_folders_of_runs_become_a_page_and_numbers(tmp_path):
     console = Console(width=100, record=True)
     compare(folders, tmp_path / "out" / "all.html", console)
     assert "<td>base</td>" in (tmp_path / "out" / "all.html").read_text()
-    (row,) = json.loads((tmp_path / "out" / "all.json").read_text())
+    tables = json.loads((tmp_path / "out" / "all.json").read_text())
+    (row,) = tables.pop("Success rate")
+    assert not tables
     assert row["by_run"] == {"s1": 0.5, "s2": 1.0}
     assert "50 100" in console.export_text()
+
+
+def test_scores_and_splits_are_compared_where_they_say_more(tmp_path):
+    splits = ("dev", "test")
+    tasks = {"eval_split": splits}
+    folders = [
+        folder_of_run(tmp_path / name, seed, won, splits=splits, partial=0.5, tasks=tasks)
+        for seed, (name, won) in enumerate([("s0", "a"), ("s1", "ab")])
+    ]
+    console = Console(width=100, record=True)
+    compare(folders, tmp_path / "all.html", console)
+    tables = json.loads((tmp_path / "all.json").read_text())
+    assert {title: rows[0]["by_run"] for title, rows in tables.items()} == {
+        "Success rate": {"s0": 0.5, "s1": 1.0},
+        "Score, in percent of the full score": {"s0": 0.75, "s1": 1.0},
+        "Success rate, dev": {"s0": 1.0, "s1": 1.0},
+        "Success rate, test": {"s0": 0.0, "s1": 1.0},
+    }
+    page, shown = (tmp_path / "all.html").read_text(), console.export_text()
+    assert all(f"{title}, over runs" in text for title in tables for text in (page, shown))
 
 
 def test_runs_with_other_settings_are_refused_by_name(tmp_path):

@@ -152,6 +152,25 @@ def test_report_shows_the_numbers_it_was_given(tmp_path):
     assert "No mug there." in text
 
 
+def test_several_splits_are_compared_one_by_one(tmp_path):
+    halves = {
+        "base": {"seen": wilson_interval(1, 2, 0.95), "unseen": wilson_interval(0, 2, 0.95)},
+        "step": {"seen": wilson_interval(2, 2, 0.95), "unseen": wilson_interval(2, 2, 0.95)},
+    }
+    inputs = full_inputs()
+    evals = [replace(report, by_split=halves[report.model]) for report in inputs.evals]
+    splits = {"a": "seen", "b": "seen", "c": "unseen", "d": "unseen"}
+    inputs = replace(inputs, evals=evals, splits=splits)
+    step = results_rows(inputs)[2].splits
+    assert (step["seen"].vs_base.estimate, step["unseen"].vs_base.estimate) == (0.5, 1.0)
+    assert (step["seen"].vs_base.num_tasks, step["unseen"].vs_base.num_only_a) == (2, 2)
+    assert "By split" in render(tmp_path, inputs).text
+    console = Console(file=StringIO(), width=200, record=True)
+    console.print(results_table(inputs))
+    assert "  unseen" in console.export_text()
+    assert "By split" not in render(tmp_path, full_inputs()).text
+
+
 def test_scores_that_are_more_than_successes_are_compared_and_split_by_type(tmp_path):
     graded = [
         replace(

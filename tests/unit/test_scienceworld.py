@@ -80,7 +80,7 @@ def test_ids_name_type_and_variation_and_splits_share_nothing():
 
 def test_the_eto_preset_has_its_211_held_out_tasks_and_limits(tmp_path):
     eto = config(tmp_path, preset="eto")
-    held_out = task_source("scienceworld").held_out_tasks(eto)
+    held_out = task_source("scienceworld").held_out_tasks(eto, "test")
     assert len(held_out) == 211
     assert {t.task_type for t in held_out} == set(tables.ETO_MAX_STEPS)
     assert [t.task_id for t in held_out if t.task_type == "find-plant"][-1] == (
@@ -95,7 +95,7 @@ def test_without_preset_all_types_are_scored_by_their_end(tmp_path):
     plain = config(tmp_path)
     assert (plain.env.task_types, plain.env.max_steps_by_type) == (tables.TASK_TYPES, {})
     assert (plain.env.scoring, plain.env.max_steps) == ("final", 100)
-    assert len(task_source("scienceworld").held_out_tasks(plain)) == 1819
+    assert len(task_source("scienceworld").held_out_tasks(plain, "test")) == 1819
 
 
 def test_the_lists_are_disjoint_and_training_can_be_thinned(tmp_path):

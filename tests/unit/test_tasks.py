@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+from collections import Counter
 
 import pytest
 
 from step_ray.config import parse_config
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
-from step_ray.envs.alfworld.tasks import fingerprints, games_dir, list_tasks, prepare
+from step_ray.envs.alfworld.tasks import check, fingerprints, games_dir, list_tasks, prepare
 from step_ray.errors import ConfigError, DataError
 from step_ray.tasks import build_tasks, read_tasks, write_tasks
 
@@ -65,6 +66,32 @@ def plant(folder, game, *, name):
 
 def held_out_game(folder, number=0):
     return sorted(split_dir(folder, "valid_unseen").glob("*/*/game.tw-pddl"))[number]
+
+
+def test_several_splits_are_evaluated_with_as_many_tasks_each(folder):
+    generate_games(
+        GeneratorSpec(seed=0, split="valid_seen", num_games=5, size="tiny"), folder / "data"
+    )
+    splits = ["valid_seen", "valid_unseen"]
+    lists = build_tasks(config(folder, split=splits))
+    assert [task.split for task in lists.evaluate] == ["valid_seen"] * 3 + ["valid_unseen"] * 3
+    assert lists.evaluate[3:] == build_tasks(config(folder)).evaluate
+    whole = build_tasks(config(folder, num=(4, 3, "all"), split=splits))
+    assert Counter(task.split for task in whole.evaluate) == {"valid_seen": 5, "valid_unseen": 6}
+
+
+def test_games_of_all_splits_are_generated(tmp_path):
+    settings = config(tmp_path, source="generated", split=["valid_seen", "valid_unseen"])
+    prepare(settings)
+    assert len(list_tasks(settings, "valid_seen")) == len(list_tasks(settings, "valid_unseen")) == 3
+    with pytest.raises(ConfigError, match=r"tasks.num_eval: 'all' is for games that are there"):
+        check(config(tmp_path, num=(4, 3, "all"), source="generated"))
+
+
+@pytest.mark.parametrize("splits", ["", [], ["dev", "dev"], ["dev", ""]])
+def test_splits_that_say_nothing_or_the_same_are_refused(folder, splits):
+    with pytest.raises(ConfigError, match="give a split, or a list of different ones"):
+        config(folder, split=splits)
 
 
 def test_the_lists_have_the_sizes_asked_for_and_share_nothing(folder):

@@ -103,8 +103,8 @@ def test_no_product_of_a_generated_test_split_is_trained_on(folder):
 def test_the_official_ranges_of_the_goals(tmp_path):
     section = official(tmp_path)
     source = task_source("webshop")
-    held_out = source.held_out_tasks(config(tmp_path, **section))
-    dev = source.held_out_tasks(config(tmp_path, tasks={"eval_split": "dev"}, **section))
+    held_out = source.held_out_tasks(config(tmp_path, **section), "test")
+    dev = source.held_out_tasks(config(tmp_path, **section), "dev")
     train = source.training_tasks(config(tmp_path, **section))
     goals = list_goals(open_catalogue(train[0].params["catalogue"]), "synthetic", 0)
     assert (len(held_out), len(dev), len(train)) == (500, 1000, len(goals) - 1500)
@@ -119,12 +119,12 @@ def test_agentgyms_lists_name_goals_by_position(tmp_path):
         (tmp_path / f"ids_webshop_{split}.json").write_text(json.dumps(items))
     settings = config(tmp_path, tasks={"num_eval": 2}, **section)
     task_source("webshop").check(settings)
-    held_out = task_source("webshop").held_out_tasks(settings)
+    held_out = task_source("webshop").held_out_tasks(settings, "test")
     goals = list_goals(open_catalogue(held_out[0].params["catalogue"]), "synthetic", 0)
     assert {task.goal for task in held_out} == {goals[3].instruction, goals[7].instruction}
     (tmp_path / "ids_webshop_test.json").write_text('[{"item_id": "webshop_99999"}]')
     with pytest.raises(DataError, match=r"webshop_99999 is beyond the \d+ goals"):
-        task_source("webshop").held_out_tasks(settings)
+        task_source("webshop").held_out_tasks(settings, "test")
 
 
 def test_a_goal_that_is_evaluated_on_is_left_out_of_training(tmp_path):

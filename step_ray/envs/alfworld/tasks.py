@@ -44,16 +44,17 @@ def games_dir(config: RunConfig) -> Path:
 def check(config: RunConfig) -> None:
     """The games are there, or will be generated."""
     games_dir(config)
+    if config.env.source == "generated":
+        _number(config)
 
 
 def prepare(config: RunConfig) -> None:
     """Write the generated games of the run; files that are already there are left alone."""
     if config.env.source != "generated":
         return
-    lists = {
-        "train": config.tasks.num_expert + config.tasks.num_collect,
-        config.tasks.eval_split: config.tasks.num_eval,
-    }
+    lists = {"train": config.tasks.num_expert + config.tasks.num_collect}
+    for split in config.tasks.eval_splits:
+        lists[split] = _number(config)
     for split, num_games in lists.items():
         spec = GeneratorSpec(
             seed=config.env.generator.seed,
@@ -65,14 +66,23 @@ def prepare(config: RunConfig) -> None:
         generate_games(spec, games_dir(config))
 
 
+def _number(config: RunConfig) -> int:
+    """Games of each held-out split to generate."""
+    if config.tasks.num_eval == "all":
+        raise ConfigError(
+            "tasks.num_eval: 'all' is for games that are there already; give a number"
+        )
+    return config.tasks.num_eval
+
+
 def training_tasks(config: RunConfig) -> list[Task]:
     """The games of the training split, by id."""
     return list_tasks(config, "train")
 
 
-def held_out_tasks(config: RunConfig) -> list[Task]:
-    """The games of `tasks.eval_split`, by id."""
-    return list_tasks(config, config.tasks.eval_split)
+def held_out_tasks(config: RunConfig, split: str) -> list[Task]:
+    """The games of a split, by id."""
+    return list_tasks(config, split)
 
 
 def list_tasks(config: RunConfig, split: str) -> list[Task]:

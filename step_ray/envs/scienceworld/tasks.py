@@ -15,8 +15,9 @@ from step_ray.types import Task
 
 
 def check(config: RunConfig) -> None:
-    """Engine and Java are there, and the held-out split is one."""
-    _split(config)
+    """Engine and Java are there, and the held-out splits are some."""
+    for split in config.tasks.eval_splits:
+        _check_split(split)
     java_path()
     engine_version()
 
@@ -31,19 +32,18 @@ def training_tasks(config: RunConfig) -> list[Task]:
     return list_tasks(config.env.task_types, "train", config.env.scienceworld.train_per_type)
 
 
-def held_out_tasks(config: RunConfig) -> list[Task]:
-    """The variations of `tasks.eval_split`, the first ones of each type where that is limited."""
+def held_out_tasks(config: RunConfig, split: str) -> list[Task]:
+    """The variations of a split, the first ones of each type where that is limited."""
+    _check_split(split)
     per_type = config.env.scienceworld.held_out_per_type
-    return list_tasks(config.env.task_types, _split(config), per_type)
+    return list_tasks(config.env.task_types, split, per_type)
 
 
-def _split(config: RunConfig) -> str:
-    split = config.tasks.eval_split
+def _check_split(split: str) -> None:
     if split not in tables.SPLITS:
         raise ConfigError(
             f"tasks.eval_split: {split!r} is no split of scienceworld; use 'test' or 'dev'"
         )
-    return split
 
 
 def list_tasks(task_types: Sequence[str], split: str, per_type: int | None = None) -> list[Task]:

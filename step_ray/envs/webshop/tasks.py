@@ -33,11 +33,12 @@ _NAMES = {
 def check(config: RunConfig) -> None:
     """The files and the splits are there, or will be generated."""
     section = config.env.webshop
-    if config.tasks.eval_split not in _held_out_splits(config):
-        raise ConfigError(
-            f"tasks.eval_split: {config.tasks.eval_split!r} is no held-out split here;"
-            f" use one of {_held_out_splits(config)}"
-        )
+    for split in config.tasks.eval_splits:
+        if split not in _held_out_splits(config):
+            raise ConfigError(
+                f"tasks.eval_split: {split!r} is no held-out split here;"
+                f" use one of {_held_out_splits(config)}"
+            )
     if section.source == "official":
         _official_files(config)
         if section.splits == "agentgym":
@@ -107,9 +108,9 @@ def training_tasks(config: RunConfig) -> list[Task]:
     return list_tasks(config, "train")
 
 
-def held_out_tasks(config: RunConfig) -> list[Task]:
-    """The goals of `tasks.eval_split`, by id."""
-    return list_tasks(config, config.tasks.eval_split)
+def held_out_tasks(config: RunConfig, split: str) -> list[Task]:
+    """The goals of a split, by id."""
+    return list_tasks(config, split)
 
 
 def list_tasks(config: RunConfig, split: str) -> list[Task]:
