@@ -23,7 +23,7 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from step_ray.calls.desk import TeacherDesk, read_ledger
-from step_ray.calls.spending import Spending, teacher_spending
+from step_ray.calls.spending import Spending, budgeted_spending
 from step_ray.collection.failures import ErrorWatch
 from step_ray.collection.runner import EpisodePlan, EpisodeRunner
 from step_ray.collection.teacher_config import TeacherConfig
@@ -148,7 +148,7 @@ def _error_watch(plan: EpisodePlan, num_wanted: int) -> ErrorWatch:
 
 def _spent(out_dir: Path) -> Spending:
     """What the collection has paid to its teacher: the rows know most, the ledger the rest."""
-    return teacher_spending([total_usage(out_dir)]).or_more(read_ledger(out_dir / LEDGER))
+    return budgeted_spending([total_usage(out_dir)]).or_more(read_ledger(out_dir / LEDGER))
 
 
 def _retried_stops(plan: EpisodePlan, spent: Spending) -> frozenset[StopReason]:

@@ -83,6 +83,24 @@ class OpenGate:
         """Each call waits by itself."""
 
 
+class TabGate:
+    """Calls that wait for nothing, but whose money the desk counts: those of a paid student."""
+
+    def __init__(self, desk: "DeskGate") -> None:
+        self._desk = desk
+
+    async def enter(self, estimate: Spending, *, again: bool = False) -> None:
+        """Go through."""
+
+    def leave(self, estimate: Spending, actual: Spending) -> None:
+        """Told to the desk, the money only: the other limits are the teacher's."""
+        if actual.money:
+            self._desk.leave(NOTHING, Spending(money=actual.money))
+
+    def pause(self, seconds: float) -> None:
+        """Each call waits by itself."""
+
+
 class DeskGate:
     """One actor's gate to the desk of the job; belongs to one event loop."""
 

@@ -45,10 +45,11 @@ class Spending:
 NOTHING = Spending()
 
 
-def teacher_spending(usages: Iterable[Usage]) -> Spending:
-    """What episodes spent on their teacher."""
+def budgeted_spending(usages: Iterable[Usage]) -> Spending:
+    """What episodes took from a budget: calls and tokens of the teacher, money of both models."""
     total = NOTHING
     for usage in usages:
         tokens = usage.teacher_prompt_tokens + usage.teacher_completion_tokens
-        total += Spending(calls=usage.teacher_calls, tokens=tokens, money=usage.teacher_cost)
+        money = usage.teacher_cost + usage.student_cost
+        total += Spending(calls=usage.teacher_calls, tokens=tokens, money=money)
     return total

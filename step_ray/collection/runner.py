@@ -15,7 +15,7 @@ from typing import Any
 
 from step_ray.calls.cache import CallCache
 from step_ray.calls.desk import Start
-from step_ray.calls.gate import Answer, Ask, DeskGate, Gate, Settled
+from step_ray.calls.gate import Answer, Ask, DeskGate, Gate, Settled, TabGate
 from step_ray.cluster.logs import quiet_clients
 from step_ray.collection.teacher_config import TEACHER_ADDRESS, Price, TeacherConfig
 from step_ray.config import CollectConfig, RunConfig, expand_path
@@ -225,6 +225,7 @@ class EpisodeRunner:
         self._student: OpenAIChat | None = None
         self._teacher: Teacher | None = None
         self._clients: list[OpenAIChat] = []
+        self._gate: DeskGate | None = None
 
     def _open(self, task: Task) -> ChatModel:
         """Who plays the task; clients are made inside the event loop that uses them."""
@@ -239,6 +240,7 @@ class EpisodeRunner:
                 timeout_s=min(plan.try_timeout_s, plan.settings.step_timeout_s),
                 max_concurrency=plan.episodes_per_actor,
                 price=plan.prices.get(plan.student.model),
+                gate=TabGate(self._gate) if self._gate else None,
             )
             self._clients.append(self._student)
         return self._student
@@ -247,10 +249,11 @@ class EpisodeRunner:
         config = self._plan.teacher
         if config is None:
             return None
-        gate = DeskGate(self._serve) if self._desk is not None and config.needs_desk else None
+        if self._desk is not None and config.needs_desk:
+            self._gate = DeskGate(self._serve)
         if config.kind == "oracle":
-            return OracleTeacher(self._plan.env, gate)
-        client = teacher_client(self._plan, config, gate)
+            return OracleTeacher(self._plan.env, self._gate)
+        client = teacher_client(self._plan, config, self._gate)
         self._clients.append(client)
         cache = CallCache(self._plan.cache_dir) if self._plan.cache_dir else None
         return LLMTeacher(client, config, cache)

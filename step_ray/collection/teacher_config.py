@@ -49,15 +49,17 @@ class Price(Section):
 
 
 class BudgetConfig(Section):
-    """What a whole collection may spend on its teacher. A limit that is raised, or lifted, lets a
-    finished collection play on what it had not begun or had abandoned."""
+    """What a whole collection may spend: calls and tokens of its teacher, money of teacher and
+    student. A limit that is raised, or lifted, lets a finished collection play on what it had not
+    begun or had abandoned."""
 
     calls: int | None = Field(default=None, ge=1)
     """LLM calls, re-asks included (of the oracle: judgements); None: no limit."""
     tokens: int | None = Field(default=None, ge=1)
     """Prompt and completion tokens; a call must fit with all of its `max_tokens`."""
     money: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """In the unit of `prices`, which must then have the teacher's model."""
+    """In the unit of `prices`, which must then have the teacher's model; a student that has a price
+    there is counted when its calls end."""
     at_limit: Literal["abandon", "finish"] = "abandon"
     """No episode starts at a limit. Those in flight are ended before their next call (abandon: the
     limit holds), or play to their end (finish: it is exceeded by what they need)."""

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
 
-from step_ray.calls.spending import Spending, teacher_spending
+from step_ray.calls.spending import Spending, budgeted_spending
 from step_ray.store import Outcome
 from step_ray.types import ERROR_STOPS, StopReason, Usage
 
@@ -43,7 +43,7 @@ class EpisodesSummary:
     spent_calls: int = 0
     spent_tokens: int = 0
     spent_money: float = 0.0
-    """Paid to the teacher so far, for episodes that were lost or played again too."""
+    """Of the budget so far, for episodes that were lost or played again too."""
 
     def unfinished(self) -> str:
         """What the budget kept from being played, and how to go on; empty when nothing was."""
@@ -102,11 +102,11 @@ class Totals:
             num_resumed: how many were there before.
             seconds: wall time.
             num_wanted: episodes that were asked for.
-            spent: what the teacher was paid in all.
+            spent: of the budget, in all.
             num_restarts: episodes that were begun more than once.
         """
         usage = Usage(**self._usage)
-        paid = teacher_spending([usage])
+        paid = budgeted_spending([usage])
         return EpisodesSummary(
             num_episodes=self._num_episodes,
             num_resumed=num_resumed,
@@ -123,7 +123,7 @@ class Totals:
             teacher_cached_calls=usage.teacher_cached_calls,
             teacher_unstructured_calls=usage.teacher_unstructured_calls,
             cache_faults=usage.cache_faults,
-            teacher_cost=paid.money,
+            teacher_cost=usage.teacher_cost,
             student_cost=usage.student_cost,
             spent_calls=spent.calls,
             spent_tokens=spent.tokens,

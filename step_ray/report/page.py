@@ -253,7 +253,8 @@ def spending_facts(state: Mapping[str, Any]) -> list[str]:
     )
     limits = ", ".join(f"{count(limit)} {name}" for name, limit in state.get("budget", {}).items())
     lines = [
-        f"Spent on the teacher in all, episodes that were lost or played again included: {spent}"
+        "Spent in all, episodes that were lost or played again included (calls and tokens of the"
+        f" teacher, money of both models): {spent}"
         + (f"; budget: {limits}." if limits else "; no budget.")
     ]
     if summary.get("unfinished"):

@@ -11,7 +11,7 @@ from jsonserver import JsonHandler, running
 from step_ray.calls.desk import TeacherDesk
 from step_ray.calls.spending import Spending
 from step_ray.collection.runner import Address, EpisodePlan, EpisodeRunner
-from step_ray.collection.teacher_config import BudgetConfig, TeacherConfig
+from step_ray.collection.teacher_config import BudgetConfig, Price, TeacherConfig
 from step_ray.config import parse_config
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.rollout import EpisodeSettings
@@ -152,6 +152,36 @@ def test_an_episode_in_flight_may_finish_over_the_budget(game_row):
     row, paid = play_with_desk(game_row, spent=0, calls=2, at_limit="finish")
     assert json.loads(row["record"])["stop_reason"] == "success"
     assert paid > 2
+
+
+class Looks(JsonHandler):
+    """A student that looks around, and charges 100 prompt tokens for it."""
+
+    def do_POST(self):
+        self.read()
+        message = {"role": "assistant", "content": "Thought: I look.\nAction: look"}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        self.reply({"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage})
+
+
+def test_a_student_with_a_price_is_paid_from_the_budget_too(game_row):
+    teacher = TeacherConfig(budget=BudgetConfig(money=3))
+    desk = TeacherDesk(teacher, Spending())
+    with running(Looks) as server:
+        plan = EpisodePlan(
+            source=Source.SELF_REFLECTED,
+            settings=EpisodeSettings(prompt="alfworld_short"),
+            env="alfworld",
+            student=Address(base_url=f"http://127.0.0.1:{server.server_port}/v1", model="m"),
+            teacher=teacher,
+            prices={"m": Price(prompt=10_000, completion=0)},
+        )
+        row = asyncio.run(EpisodeRunner(plan, LocalDesk(desk))(game_row))
+    record = json.loads(row["record"])
+    assert record["error"] == "teacher.budget.money: all 3.0 are spent or reserved"
+    assert (record["usage"]["student_calls"], record["usage"]["student_cost"]) == (3, 3.0)
+    assert desk.close() == Spending(calls=2, money=3.0)
 
 
 def test_an_episode_that_many_actors_died_of_is_an_error_and_not_played(game_row):
