@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
@@ -86,8 +87,9 @@ def sweep(folder: str | Path) -> None:
         for name in replaced_by(path) if MERGED in path.name else ():
             remove(folder / name)
     for path in folder.glob(".*.tmp"):
-        if time.time() - path.stat().st_mtime > OLD_S:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # a shard that was being written has got its name
+            if time.time() - path.stat().st_mtime > OLD_S:
+                path.unlink()
 
 
 def merge(paths: Sequence[Path], level: int) -> Path:

@@ -66,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=64)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--only-there", action="store_true", help="the last part alone")
     parser.add_argument("--set", nargs="*", default=[], metavar="a.b=c")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +80,10 @@ def main() -> None:
             ],
         )
         with connected(config.ray):
-            bench(config, args.in_flight, Path(folder))
+            if args.only_there:
+                where_the_agent_is(config, args.in_flight, Path(folder))
+            else:
+                bench(config, args.in_flight, Path(folder))
 
 
 def bench(config: RunConfig, in_flight: Sequence[int], folder: Path) -> None:

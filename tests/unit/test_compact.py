@@ -207,6 +207,22 @@ def test_old_half_written_files_are_removed_and_young_ones_are_not(tmp_path, mon
     assert len(names(tmp_path)) == 1
 
 
+def test_a_half_written_file_that_gets_its_name_meanwhile_is_no_fault(tmp_path, monkeypatch):
+    fill(tmp_path, 2)
+    half = tmp_path / ".late.parquet.0a.tmp"
+    half.touch()
+    glob = Path.glob
+
+    def listed(folder, pattern):
+        found = list(glob(folder, pattern))
+        if half in found:
+            half.rename(tmp_path / "elsewhere")
+        return iter(found)
+
+    monkeypatch.setattr(Path, "glob", listed)
+    assert compact(tmp_path, fan_in=2) == 1
+
+
 def test_at_the_end_few_files_stay_and_many_become_one(tmp_path):
     fill(tmp_path, 15)
     settle(tmp_path, fan_in=16)
