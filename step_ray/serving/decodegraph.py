@@ -7,15 +7,18 @@ logits by replaying the recording of a step of that size. It chooses no token an
 Shape suffixes: B rows, V vocabulary.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from step_ray.serving.kvcache import WIDTH_STEP, BatchCache
+
+logger = logging.getLogger(__name__)
 
 Step: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 """Tokens (B, 1) and positions (B, 1) on the device, columns seen -> logits (B, V) of the first B
@@ -44,11 +47,13 @@ class DecodeGraphs:
     def __init__(self, step: Step, cache: BatchCache, device: torch.device) -> None:
         self._step, self._cache, self._device = step, cache, device
         self._recordings: dict[tuple[int, int], _Recording] = {}
+        self._is_refused = False
         self.clear()
 
     def logits(self, tokens_B1: Tensor, positions_B1: Tensor) -> Tensor:
         """Logits (B, V) of the first B rows; valid until the next call.
 
+        A model whose step cannot be recorded is told in the log once, and is computed as it is.
         Rows beyond B, up to the recorded number, compute something in column 0 of rows that nobody
         uses; whoever gets such a row writes that column first.
 
@@ -58,16 +63,15 @@ class DecodeGraphs:
         """
         if self._version != self._cache.version:
             self.clear()
-        num_rows, width = (
-            len(tokens_B1),
-            -(-(int(positions_B1.max()) + 1) // WIDTH_STEP) * WIDTH_STEP,
-        )
+        num_rows, width = len(tokens_B1), int(positions_B1.max()) + 1
+        width += -width % WIDTH_STEP
         unused = (1 << (num_rows - 1).bit_length()) - num_rows
         tokens_B1, positions_B1 = (F.pad(x, (0, 0, 0, unused)) for x in (tokens_B1, positions_B1))
         size = (num_rows + unused, width)
-        if size not in self._recordings:
-            self._recordings[size] = self._record(tokens_B1, positions_B1, width)
-        recording = self._recordings[size]
+        recording = self._recording(size, tokens_B1, positions_B1)
+        if recording is None:
+            tokens_B1, positions_B1 = (x.to(self._device) for x in (tokens_B1, positions_B1))
+            return self._step(tokens_B1, positions_B1, width)[:num_rows]
         recording.tokens_B1.copy_(tokens_B1)
         recording.positions_B1.copy_(positions_B1)
         recording.graph.replay()
@@ -77,8 +81,21 @@ class DecodeGraphs:
         """Drop all recordings and their memory."""
         self._recordings.clear()
         self._version = self._cache.version
-        # a pool ends with its last recording
-        self._pool = torch.cuda.graph_pool_handle()
+        # a pool of memory ends with its last recording
+        self._pool: Any = None
+
+    def _recording(
+        self, size: tuple[int, int], tokens_B1: Tensor, positions_B1: Tensor
+    ) -> _Recording | None:
+        """That of a size, made where it is missing; None if it cannot be made."""
+        if size not in self._recordings and not self._is_refused:
+            try:
+                self._recordings[size] = self._record(tokens_B1, positions_B1, size[1])
+            except RuntimeError as exc:  # all that CUDA and torch raise: it waits for the device
+                self._is_refused = True
+                line = (str(exc).splitlines() or [""])[0]
+                logger.warning("decode steps of this model are not recorded, so slower: %s", line)
+        return self._recordings.get(size)
 
     def _record(self, tokens_B1: Tensor, positions_B1: Tensor, width: int) -> _Recording:
         tokens_B1, positions_B1 = tokens_B1.to(self._device), positions_B1.to(self._device)
@@ -89,6 +106,7 @@ class DecodeGraphs:
         with torch.cuda.stream(side):
             self._step(tokens_B1, positions_B1, width)
         current.wait_stream(side)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # requests are served from a thread, beside others that may use the device
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):

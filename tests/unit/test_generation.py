@@ -10,6 +10,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from step_ray.config import ScratchConfig
 from step_ray.errors import ConfigError, ContextLengthError
+from step_ray.serving.decodegraph import DecodeGraphs
 from step_ray.serving.generation import BatchGenerator, SamplingParams, choose_tokens
 from step_ray.serving.kvcache import PrefixCache
 from step_ray.training.student import new_model, train_tokenizer
@@ -64,6 +65,24 @@ def test_greedy_rows_of_unequal_length_equal_hf_generate(model, tokenizer):
         hf_greedy(model, p, n) for p, n in zip(batch, sizes, strict=True)
     ]
     assert len(set(got[2].ids)) > 5
+
+
+def test_a_model_whose_steps_cannot_be_recorded_is_computed_as_it_is(
+    model, tokenizer, monkeypatch, caplog
+):
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(DecodeGraphs, "_record", refuse)
+    engine = BatchGenerator(model, tokenizer, max_length=MAX_LENGTH, record_steps=True)
+    batch = prompts(5, 90, 1)
+    got = engine.generate(batch, [SamplingParams(max_tokens=6)] * 3)
+    assert [g.ids for g in got] == [hf_greedy(model, p, 6) for p in batch]
+    engine.free()
+    assert caplog.messages == [
+        "decode steps of this model are not recorded, so slower:"
+        " operation not permitted when stream is capturing"
+    ]
 
 
 def test_the_next_turns_reuse_what_was_computed_and_change_nothing(model, tokenizer):
