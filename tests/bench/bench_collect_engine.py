@@ -183,11 +183,13 @@ def collect(
         episodes_per_actor=-(-args.concurrency // actors),
     )
     tasks = many(make_tasks(work / "games", "small"), args.episodes)
-    stolen, before = Stolen(), _engine_cpu(pid)
+    stolen = Stolen()
     with connected(RayConfig(num_cpus=8, object_store_mb=200)), Counters(base_url) as counters:
-        ours = cpu_of_tree()
+        ours, engine = cpu_of_tree(), _engine_cpu(pid)
         summary = run_episodes(tasks, plan, work / "out")
         ours = {k: v - ours[k] for k, v in cpu_of_tree().items()}
+        engine = _engine_cpu(pid) - engine
+        ours["ray"] -= engine  # a child of this process, too
     seconds, tokens = counters.seconds(), counters.total("generation_tokens")
     queries = counters.total("prefix_cache_queries")
     hits = counters.total("prefix_cache_hits") / queries if queries else float("nan")
@@ -196,7 +198,7 @@ def collect(
         f"collection: {summary.num_episodes} episodes, {turns} turns, {args.concurrency} in flight,"
         f" {tokens:,.0f} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s,"
         f" {turns / seconds:.1f} turns/s; prefix-cache hits {100 * hits:.1f} % of prompt tokens\n"
-        f"  CPU ms per turn: engine {1e3 * (_engine_cpu(pid) - before) / turns:.1f},"
+        f"  CPU ms per turn: engine {1e3 * engine / turns:.1f},"
         f" {', '.join(f'{k} {1e3 * v / turns:.1f}' for k, v in ours.items())}; {stolen}",
         flush=True,
     )
@@ -204,7 +206,7 @@ def collect(
 
 
 def _engine_cpu(pid: int | None) -> float:
-    return sum(map(cpu_s, tree(pid))) if pid else float("nan")
+    return sum(map(cpu_s, tree(pid))) if pid else 0.0
 
 
 def prompts(args: argparse.Namespace, work: Path) -> list[tuple[list[int], int]]:
