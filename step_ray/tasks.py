@@ -81,7 +81,8 @@ def build_tasks(config: RunConfig) -> TaskLists:
 def _sample(tasks: list[Task], config: RunConfig) -> list[Task]:
     count = len(tasks) if config.tasks.num_eval == "all" else config.tasks.num_eval
     if len(tasks) < max(count, 1):
-        raise ConfigError(f"tasks.num_eval: {count} asked for, {len(tasks)} tasks there; lower it")
+        asked = config.tasks.num_eval
+        raise ConfigError(f"tasks.num_eval: {asked} asked for, {len(tasks)} tasks there; lower it")
     return sorted(_shuffled(tasks, config.seed)[:count], key=lambda task: task.task_id)
 
 
