@@ -1,11 +1,14 @@
 """Tiny models of real architectures with random weights, and examples made by hand."""
 
 import copy
+import random
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from step_ray.config import ScratchConfig
+from step_ray.training import student
 from step_ray.training.batching import Examples
 from step_ray.training.loss import num_trained_per_row
 
@@ -61,3 +64,38 @@ def make_examples(rows):
         lengths=lengths,
         num_trained=num_trained_per_row(mask, starts, lengths),
     )
+
+
+WRITER = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
+
+
+def writer_tokenizer():
+    return student.train_tokenizer(["Thought: I look around.\nAction: go to desk 1"], 300)
+
+
+def new_writer(tokenizer, max_length):
+    """A model whose greedy text varies and depends on what is far behind: tied random weights only
+    repeat the last token."""
+    model = student.new_model(tokenizer, WRITER, max_length=max_length, seed=3)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for weight in layer.self_attn.parameters():
+                weight.normal_(std=0.4)
+    model.lm_head = torch.nn.Linear(WRITER.hidden_size, len(tokenizer), bias=False)
+    return model
+
+
+def random_prompts(*lengths):
+    rng = random.Random(0)
+    return [[rng.randrange(7, 260) for _ in range(length)] for length in lengths]
+
+
+def hf_greedy(model, prompt, max_tokens):
+    """What transformers writes after a prompt."""
+    with torch.inference_mode():
+        ids = torch.tensor([prompt], device=model.device)
+        out = model.eval().generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False
+        )
+    return tuple(out[0, len(prompt) :].tolist())

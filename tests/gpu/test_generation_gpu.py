@@ -5,50 +5,24 @@ import random
 import pytest
 import torch
 
-from step_ray.config import ScratchConfig
 from step_ray.serving.generation import BatchGenerator, SamplingParams, choose_tokens
-from step_ray.training.student import new_model, train_tokenizer
+from tests.tiny_models import hf_greedy, new_writer, random_prompts, writer_tokenizer
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
-SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
 MAX_LENGTH = 256
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["Thought: I look around.\nAction: go to desk 1"], SHAPE.vocab_size)
+    return writer_tokenizer()
 
 
 @pytest.fixture
 def model(tokenizer):
-    model = new_model(tokenizer, SHAPE, max_length=MAX_LENGTH, seed=3)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            for weight in layer.self_attn.parameters():
-                weight.normal_(std=0.4)
-    model.lm_head = torch.nn.Linear(SHAPE.hidden_size, len(tokenizer), bias=False)
-    return model.to("cuda")
-
-
-def prompts(*lengths):
-    rng = random.Random(0)
-    return [[rng.randrange(7, 260) for _ in range(length)] for length in lengths]
-
-
-def greedy(model, prompt, max_tokens):
-    with torch.inference_mode():
-        ids = torch.tensor([prompt], device="cuda")
-        out = model.eval().generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_tokens,
-            do_sample=False,
-        )
-    return tuple(out[0, len(prompt) :].tolist())
+    return new_writer(tokenizer, MAX_LENGTH).to("cuda")
 
 
 @pytest.mark.parametrize("record_steps", [True, False])
@@ -56,10 +30,10 @@ def test_turns_of_a_batch_with_reuse_are_those_of_hf_generate(model, tokenizer, 
     engine = BatchGenerator(
         model, tokenizer, max_length=MAX_LENGTH, prefix_cache_mb=64, record_steps=record_steps
     )
-    batch, cached = prompts(5, 60, 1, 40), []
-    for observation in prompts(9, 4, 12):
+    batch, cached = random_prompts(5, 60, 1, 40), []
+    for observation in random_prompts(9, 4, 12):
         got = engine.generate(batch, [SamplingParams(max_tokens=8)] * len(batch))
-        assert [g.ids for g in got] == [greedy(model, p, 8) for p in batch]
+        assert [g.ids for g in got] == [hf_greedy(model, p, 8) for p in batch]
         cached.append(sum(g.cached_tokens for g in got))
         batch = [p + list(g.ids) + observation for p, g in zip(batch, got, strict=True)]
     assert 0 == cached[0] < cached[1] < cached[2]
@@ -67,7 +41,7 @@ def test_turns_of_a_batch_with_reuse_are_those_of_hf_generate(model, tokenizer, 
 
 def test_rows_that_come_and_go_are_those_of_hf_generate(model, tokenizer):
     engine = BatchGenerator(model, tokenizer, max_length=MAX_LENGTH, prefix_cache_mb=64)
-    batch = prompts(40, 70, 3, 200, 1)
+    batch = random_prompts(40, 70, 3, 200, 1)
     sizes = [12, 3, 9, 40, 6]
     tickets, answers = [], {}
     for prompt, size in zip(batch, sizes, strict=True):
@@ -77,7 +51,7 @@ def test_rows_that_come_and_go_are_those_of_hf_generate(model, tokenizer):
     while len(answers) < len(batch):
         answers.update(engine.step())
     got = [answers[ticket].ids for ticket in tickets]
-    assert got == [greedy(model, p, n) for p, n in zip(batch, sizes, strict=True)]
+    assert got == [hf_greedy(model, p, n) for p, n in zip(batch, sizes, strict=True)]
     engine.free()
     (again,) = engine.generate(batch[:1], [SamplingParams(max_tokens=12)])
     assert again.ids == got[0]
@@ -85,7 +59,7 @@ def test_rows_that_come_and_go_are_those_of_hf_generate(model, tokenizer):
 
 def test_a_seed_decides_a_draw_and_neighbours_do_not(model, tokenizer):
     engine = BatchGenerator(model, tokenizer, max_length=MAX_LENGTH, prefix_cache_mb=0)
-    batch = prompts(20, 35, 7)
+    batch = random_prompts(20, 35, 7)
     params = [
         SamplingParams(max_tokens=10, temperature=1.0, seed=1),
         SamplingParams(max_tokens=4),

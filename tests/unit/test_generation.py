@@ -8,57 +8,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
-from step_ray.config import ScratchConfig
 from step_ray.errors import ConfigError, ContextLengthError
 from step_ray.serving.decodegraph import DecodeGraphs
 from step_ray.serving.generation import BatchGenerator, SamplingParams, choose_tokens
 from step_ray.serving.kvcache import PrefixCache
-from step_ray.training.student import new_model, train_tokenizer
+from tests.tiny_models import WRITER, hf_greedy, new_writer, random_prompts, writer_tokenizer
 
 MAX_LENGTH = 256
-SHAPE = ScratchConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["Thought: I look around.\nAction: go to desk 1"], SHAPE.vocab_size)
+    return writer_tokenizer()
 
 
 @pytest.fixture
 def model(tokenizer):
-    model = new_model(tokenizer, SHAPE, max_length=MAX_LENGTH, seed=3)
-    # tied random weights only repeat the last token; these give varied text that looks back
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            for weight in layer.self_attn.parameters():
-                weight.normal_(std=0.4)
-    model.lm_head = torch.nn.Linear(SHAPE.hidden_size, len(tokenizer), bias=False)
-    return model
+    return new_writer(tokenizer, MAX_LENGTH)
 
 
 def make(model, tokenizer, *, prefix_cache_mb=0):
     return BatchGenerator(model, tokenizer, max_length=MAX_LENGTH, prefix_cache_mb=prefix_cache_mb)
 
 
-def prompts(*lengths):
-    rng = random.Random(0)
-    return [[rng.randrange(7, 260) for _ in range(length)] for length in lengths]
-
-
-def hf_greedy(model, prompt, max_tokens):
-    with torch.inference_mode():
-        out = model.eval().generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=max_tokens,
-            do_sample=False,
-        )
-    return tuple(out[0, len(prompt) :].tolist())
-
-
 def test_greedy_rows_of_unequal_length_equal_hf_generate(model, tokenizer):
-    batch = prompts(5, 90, 1, 40, 41)
+    batch = random_prompts(5, 90, 1, 40, 41)
     sizes = [12, 3, 20, 12, 1]
     got = make(model, tokenizer).generate(batch, [SamplingParams(max_tokens=n) for n in sizes])
     assert [g.ids for g in got] == [
@@ -75,7 +49,7 @@ def test_a_model_whose_steps_cannot_be_recorded_is_computed_as_it_is(
 
     monkeypatch.setattr(DecodeGraphs, "_record", refuse)
     engine = BatchGenerator(model, tokenizer, max_length=MAX_LENGTH, record_steps=True)
-    batch = prompts(5, 90, 1)
+    batch = random_prompts(5, 90, 1)
     got = engine.generate(batch, [SamplingParams(max_tokens=6)] * 3)
     assert [g.ids for g in got] == [hf_greedy(model, p, 6) for p in batch]
     engine.free()
@@ -89,8 +63,8 @@ def test_the_next_turns_reuse_what_was_computed_and_change_nothing(model, tokeni
     cached = make(model, tokenizer, prefix_cache_mb=64)
     plain = make(model, tokenizer)
     params = [SamplingParams(max_tokens=8)] * 3
-    batch, reused = prompts(30, 50, 31), []
-    for observation in prompts(9, 4, 12):
+    batch, reused = random_prompts(30, 50, 31), []
+    for observation in random_prompts(9, 4, 12):
         got, wanted = cached.generate(batch, params), plain.generate(batch, params)
         assert [g.ids for g in got] == [w.ids for w in wanted]
         reused.append([g.cached_tokens for g in got])
@@ -101,7 +75,7 @@ def test_the_next_turns_reuse_what_was_computed_and_change_nothing(model, tokeni
 
 def test_a_prompt_that_departs_from_the_past_reuses_the_common_part_only(model, tokenizer):
     cached = make(model, tokenizer, prefix_cache_mb=64)
-    (past,) = prompts(60)
+    (past,) = random_prompts(60)
     params = [SamplingParams(max_tokens=6)]
     cached.generate([past], params)
     other = [*past[:20], past[20] + 1, *past[21:50]]
@@ -112,7 +86,7 @@ def test_a_prompt_that_departs_from_the_past_reuses_the_common_part_only(model, 
 
 def test_a_repeated_prompt_computes_its_last_token_again(model, tokenizer):
     cached = make(model, tokenizer, prefix_cache_mb=64)
-    batch, params = prompts(25), [SamplingParams(max_tokens=5)]
+    batch, params = random_prompts(25), [SamplingParams(max_tokens=5)]
     (first,), (second,) = cached.generate(batch, params), cached.generate(batch, params)
     assert (first.cached_tokens, second.cached_tokens) == (0, 24)
     assert first.ids == second.ids
@@ -120,7 +94,7 @@ def test_a_repeated_prompt_computes_its_last_token_again(model, tokenizer):
 
 def test_a_sampled_row_does_not_depend_on_its_neighbours(model, tokenizer):
     engine = make(model, tokenizer)
-    batch = prompts(20, 35, 7)
+    batch = random_prompts(20, 35, 7)
     params = [
         SamplingParams(max_tokens=10, temperature=1.0, seed=1),
         SamplingParams(max_tokens=4),
@@ -133,7 +107,7 @@ def test_a_sampled_row_does_not_depend_on_its_neighbours(model, tokenizer):
 
 def test_the_seed_decides_a_sampled_row(model, tokenizer):
     engine = make(model, tokenizer)
-    (prompt,) = prompts(20)
+    (prompt,) = random_prompts(20)
     wishes = [SamplingParams(max_tokens=12, temperature=2.0, seed=seed) for seed in (5, 5, 6)]
     one, same, other = engine.generate([prompt] * 3, wishes)
     assert one == same
@@ -142,7 +116,7 @@ def test_the_seed_decides_a_sampled_row(model, tokenizer):
 
 def test_a_prompt_may_join_while_others_run(model, tokenizer):
     engine = make(model, tokenizer, prefix_cache_mb=64)
-    long, late, last = prompts(40, 70, 3)
+    long, late, last = random_prompts(40, 70, 3)
     (first,) = engine.add([long], [SamplingParams(max_tokens=12)])
     answers = [engine.step() for _ in range(5)]
     second, third = engine.add([late, last], [SamplingParams(max_tokens=n) for n in (3, 9)])
@@ -158,7 +132,7 @@ def test_a_prompt_may_join_while_others_run(model, tokenizer):
 
 
 def test_an_end_token_of_the_generation_config_ends_a_row(model, tokenizer):
-    (prompt,) = prompts(20)
+    (prompt,) = random_prompts(20)
     free = hf_greedy(model, prompt, 10)
     end = next(t for t in free if t not in free[:1])
     position = free.index(end)
@@ -169,7 +143,7 @@ def test_an_end_token_of_the_generation_config_ends_a_row(model, tokenizer):
 
 
 def test_a_row_that_ignores_the_end_has_its_full_length(model, tokenizer):
-    (prompt,) = prompts(9)
+    (prompt,) = random_prompts(9)
     whole = hf_greedy(model, prompt, 12)
     model.generation_config.eos_token_id = whole[4]
     wish = SamplingParams(max_tokens=12, ignore_eos=True)
@@ -180,14 +154,14 @@ def test_a_row_that_ignores_the_end_has_its_full_length(model, tokenizer):
 def test_special_tokens_are_not_in_the_text(model, tokenizer):
     with torch.no_grad():  # the end-of-turn token wins everywhere
         model.model.norm.weight.zero_()
-        model.lm_head = torch.nn.Linear(SHAPE.hidden_size, len(tokenizer), bias=True)
+        model.lm_head = torch.nn.Linear(WRITER.hidden_size, len(tokenizer), bias=True)
         model.lm_head.bias[tokenizer.eos_token_id] = 100.0
-    (got,) = make(model, tokenizer).generate(prompts(4), [SamplingParams(max_tokens=3)])
+    (got,) = make(model, tokenizer).generate(random_prompts(4), [SamplingParams(max_tokens=3)])
     assert (got.ids, got.text, got.finish_reason) == ((tokenizer.eos_token_id,), "", "stop")
 
 
 def test_a_stop_text_ends_a_row_and_is_cut_off(model, tokenizer):
-    (prompt,) = prompts(20)
+    (prompt,) = random_prompts(20)
     engine = make(model, tokenizer)
     (free,) = engine.generate([prompt], [SamplingParams(max_tokens=12)])
     stop = free.text[4:6]
@@ -199,14 +173,14 @@ def test_a_stop_text_ends_a_row_and_is_cut_off(model, tokenizer):
 
 
 def test_the_context_ends_a_row_with_length(model, tokenizer):
-    batch = prompts(MAX_LENGTH - 3)
+    batch = random_prompts(MAX_LENGTH - 3)
     (got,) = make(model, tokenizer).generate(batch, [SamplingParams(max_tokens=10)])
     assert (len(got.ids), got.finish_reason) == (3, "length")
 
 
 def test_a_prompt_without_room_is_refused(model, tokenizer):
     with pytest.raises(ContextLengthError, match="256 tokens and leaves no room in 256"):
-        make(model, tokenizer).generate(prompts(MAX_LENGTH), [SamplingParams(max_tokens=1)])
+        make(model, tokenizer).generate(random_prompts(MAX_LENGTH), [SamplingParams(max_tokens=1)])
 
 
 def test_an_empty_prompt_is_refused(model, tokenizer):
@@ -291,14 +265,14 @@ def test_the_longest_common_prefix_is_found(remembered, ids):
 def test_pieces_of_a_row_are_the_beginning_of_its_text(model, tokenizer):
     generator = make(model, tokenizer)
     wishes = [SamplingParams(max_tokens=n, temperature=1.0, seed=n) for n in (12, 20)]
-    tickets = generator.add(prompts(5, 9), wishes)
+    tickets = generator.add(random_prompts(5, 9), wishes)
     shown, answers = dict.fromkeys(tickets, ""), {}
     while len(answers) < 2:
         answers.update(generator.step())
         for ticket, piece in generator.new_text(tickets):
             shown[ticket] += piece
     texts = [answers[ticket].text for ticket in tickets]
-    assert texts == [g.text for g in make(model, tokenizer).generate(prompts(5, 9), wishes)]
+    assert texts == [g.text for g in make(model, tokenizer).generate(random_prompts(5, 9), wishes)]
     for ticket, text in zip(tickets, texts, strict=True):
         assert shown[ticket]
         assert text.startswith(shown[ticket])
@@ -307,7 +281,7 @@ def test_pieces_of_a_row_are_the_beginning_of_its_text(model, tokenizer):
 def test_dropped_rows_leave_the_others_their_answers(model, tokenizer):
     generator = make(model, tokenizer, prefix_cache_mb=64)
     params = [SamplingParams(max_tokens=10)] * 4
-    batch = prompts(20, 7, 30, 11)
+    batch = random_prompts(20, 7, 30, 11)
     tickets = generator.add(batch, params)
     generator.step()
     generator.drop({tickets[0], tickets[3]})
