@@ -231,6 +231,8 @@ def _episode_rows(manifest: Path, plan: EpisodePlan, desk: Any) -> Generator[dic
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # else a thread per episode in flight asks for the actor's memory every second
+    context.memory_usage_poll_interval_s = None
     context.execution_no_progress_timeout_s = int(2 * plan.settings.episode_timeout_s + 1800)
     path, filesystem = for_libraries(manifest)
     dataset = (
