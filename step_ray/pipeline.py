@@ -88,7 +88,9 @@ def preflight(config: RunConfig, stages: Sequence[str], *, ask: bool = False) ->
         checks[f"student {student.init}"] = lambda: check_student(
             student.init, chat, student.max_length
         )
-        if config.train.liger or config.arm_train().liger:
+        wants_liger = config.train.liger or config.arm_train().liger
+        # on a cluster the workers' nodes have the kernels, and this one may not
+        if wants_liger and config.ray.address == "local":
             checks["kernels of Liger"] = lambda: check_liger(model_type(student.init))
     return [_check(what, function) for what, function in checks.items()]
 

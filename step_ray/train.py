@@ -32,10 +32,9 @@ from step_ray.training.checkpoints import SCORE
 from step_ray.training.config import TRAIN_SPEED_ONLY
 from step_ray.training.faults import StopAtOwnErrors, own_error
 from step_ray.training.job import METRICS_FILE, RESULT_FILE, STARTS_FILE, TrainJob, TrainResult
-from step_ray.training.kernels import check_liger
 from step_ray.training.loop import train_loop_per_worker
 from step_ray.training.model_files import fingerprint, load_config, positions_of
-from step_ray.training.student import check_model, load_tokenizer, model_type, resolve_init
+from step_ray.training.student import check_model, load_tokenizer, resolve_init
 from step_ray.training.tracking import check_installed
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -129,8 +128,6 @@ def _check(job: TrainJob) -> None:
     if job.config.select == "best" and job.validation_dir is None:
         raise ConfigError("train.select: 'best' needs held-out examples; hold some out, or 'last'")
     check_model(job.init, load_tokenizer(job.tokenizer_source))
-    if job.config.liger:
-        check_liger(model_type(job.init))
 
 
 def _claim(job: TrainJob) -> None:
