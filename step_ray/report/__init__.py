@@ -8,7 +8,13 @@ All take plain data, read no run folder and never invent a number: what was not 
 
 from step_ray.report.collection import CollectionCounts
 from step_ray.report.page import report_body, write_report
-from step_ray.report.results import ReportInputs, results_rows, results_table, write_results
+from step_ray.report.results import (
+    ReportInputs,
+    results_rows,
+    results_table,
+    splits_table,
+    write_results,
+)
 
 __all__ = [
     "CollectionCounts",
@@ -16,6 +22,7 @@ __all__ = [
     "report_body",
     "results_rows",
     "results_table",
+    "splits_table",
     "write_report",
     "write_results",
 ]

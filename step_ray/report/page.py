@@ -253,8 +253,8 @@ def spending_facts(state: Mapping[str, Any]) -> list[str]:
     )
     limits = ", ".join(f"{count(limit)} {name}" for name, limit in state.get("budget", {}).items())
     lines = [
-        "Spent in all, episodes that were lost or played again included (calls and tokens of the"
-        f" teacher, money of both models): {spent}"
+        "Spent on teacher and student (calls and tokens: of the teacher) in all, episodes that were"
+        f" lost or played again included: {spent}"
         + (f"; budget: {limits}." if limits else "; no budget.")
     ]
     if summary.get("unfinished"):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rich import box
 from rich.table import Table
@@ -181,22 +181,40 @@ def results_table(inputs: ReportInputs) -> Table:
     Raises:
         DataError: two evaluations of one arm.
     """
-    table = Table(
-        title="Success rate and paired differences in percentage points",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        collapse_padding=True,
-        pad_edge=False,
-    )
+    table = _table("Success rate and paired differences in percentage points")
     table.add_column("arm", no_wrap=True)
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for row in results_rows(inputs):
         # Text, not str: rich would read markup in a name.
         table.add_row(*(Text(cell) for cell in (row.arm, *_cells(row))))
-        for split, result in row.splits.items():
-            table.add_row(*(Text(cell) for cell in (f"  {split}", *_split_cells(result))))
     return table
+
+
+def splits_table(inputs: ReportInputs) -> Table | None:
+    """The results on each split for the terminal; None where there is one only."""
+    rows = [(row.arm, *item) for row in results_rows(inputs) for item in row.splits.items()]
+    if not rows:
+        return None
+    table = _table("On each split")
+    for name in ("arm", "split", *COLUMNS[:3]):
+        justify: Literal["left", "right"] = "left" if name in ("arm", "split") else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
+    for arm, split, result in rows:
+        compared = [difference(c) for c in (result.vs_base, result.vs_golden_only)]
+        cells = [_joined(texts) for texts in (rate(result.success_rate), *compared)]
+        table.add_row(*map(Text, (arm, split, *cells)))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+    )
 
 
 def _cells(row: ResultRow) -> list[str]:
@@ -211,11 +229,6 @@ def _cells(row: ResultRow) -> list[str]:
         f"{row.report.mean_steps:.1f}",
         count(row.report.num_errors),
     ]
-
-
-def _split_cells(result: SplitResult) -> list[str]:
-    compared = [difference(c) for c in (result.vs_base, result.vs_golden_only)]
-    return [_joined(cell) for cell in (rate(result.success_rate), *compared)]
 
 
 def _joined(texts: tuple[str, ...]) -> str:

@@ -21,6 +21,7 @@ from step_ray.report import (
     ReportInputs,
     report_body,
     results_table,
+    splits_table,
     write_report,
     write_results,
 )
@@ -47,7 +48,7 @@ def write_run_report(config: RunConfig, console: Console, most: int = MOST_EPISO
     write_results(folder, inputs)
     push(folder)
     write_json(config.run_dir / "summary.json", read_json(folder / "results.json"))
-    console.print(results_table(inputs))
+    _print_tables(inputs, console)
     return folder / "index.html"
 
 
@@ -69,7 +70,14 @@ def write_whole_report(
 
     if write_run_episodes(config, path, most, above) is None:
         write_report(path, inputs)
+    _print_tables(inputs, console)
+
+
+def _print_tables(inputs: ReportInputs, console: Console) -> None:
     console.print(results_table(inputs))
+    by_split = splits_table(inputs)
+    if by_split is not None:
+        console.print(by_split)
 
 
 def gather(config: RunConfig) -> ReportInputs:

@@ -23,6 +23,7 @@ from step_ray.report import (
     ReportInputs,
     results_rows,
     results_table,
+    splits_table,
     write_report,
     write_results,
 )
@@ -166,8 +167,8 @@ def test_several_splits_are_compared_one_by_one(tmp_path):
     assert (step["seen"].vs_base.num_tasks, step["unseen"].vs_base.num_only_a) == (2, 2)
     assert "By split" in render(tmp_path, inputs).text
     console = Console(file=StringIO(), width=200, record=True)
-    console.print(results_table(inputs))
-    assert "  unseen" in console.export_text()
+    console.print(splits_table(inputs))
+    assert "unseen" in console.export_text() and splits_table(full_inputs()) is None
     assert "By split" not in render(tmp_path, full_inputs()).text
 
 
