@@ -147,7 +147,7 @@ def _error_watch(plan: EpisodePlan, num_wanted: int) -> ErrorWatch:
 
 
 def _spent(out_dir: Path) -> Spending:
-    """What the collection has paid to its teacher: the rows know most, the ledger the rest."""
+    """What the collection has taken from its budget: the rows know most, the ledger the rest."""
     return budgeted_spending([total_usage(out_dir)]).or_more(read_ledger(out_dir / LEDGER))
 
 

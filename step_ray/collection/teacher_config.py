@@ -59,7 +59,7 @@ class BudgetConfig(Section):
     """Prompt and completion tokens; a call must fit with all of its `max_tokens`."""
     money: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """In the unit of `prices`, which must then have the teacher's model; a student that has a price
-    there is counted when its calls end."""
+    there is counted when its calls end, so those under way may exceed the limit."""
     at_limit: Literal["abandon", "finish"] = "abandon"
     """No episode starts at a limit. Those in flight are ended before their next call (abandon: the
     limit holds), or play to their end (finish: it is exceeded by what they need)."""

@@ -50,7 +50,7 @@ class DecodeGraphs:
         self._is_refused = False
         self.clear()
 
-    def logits(self, tokens_B1: Tensor, positions_B1: Tensor) -> Tensor:
+    def logits(self, tokens_B1: Tensor, positions_B1: Tensor, width: int) -> Tensor:
         """Logits (B, V) of the first B rows; valid until the next call.
 
         A model whose step cannot be recorded is told in the log once, and is computed as it is.
@@ -59,11 +59,12 @@ class DecodeGraphs:
 
         Args:
             tokens_B1: newest token of each row, on CPU.
-            positions_B1: its position, on CPU; the cache has room for all of them.
+            positions_B1: its position, on CPU.
+            width: columns that the rows see; the cache has room for them.
         """
         if self._version != self._cache.version:
             self.clear()
-        num_rows, width = len(tokens_B1), int(positions_B1.max()) + 1
+        num_rows = len(tokens_B1)
         width += -width % WIDTH_STEP
         unused = (1 << (num_rows - 1).bit_length()) - num_rows
         tokens_B1, positions_B1 = (F.pad(x, (0, 0, 0, unused)) for x in (tokens_B1, positions_B1))

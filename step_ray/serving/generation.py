@@ -184,10 +184,11 @@ class BatchGenerator:
             return []
         tokens_BT = torch.tensor([[row.ids[-1]] for row in active])
         positions_BT = torch.tensor([[row.num_fed] for row in active])
-        self._cache.reserve(len(active), int(positions_BT.max()) + 1)
+        width = int(positions_BT.max()) + 1
+        self._cache.reserve(len(active), width)
         step = self._graphs.logits if self._graphs else self._next_logits
         chosen = choose_tokens(
-            step(tokens_BT, positions_BT).float(),
+            step(tokens_BT, positions_BT, width).float(),
             [row.params for row in active],
             [row.rng for row in active],
         )
@@ -249,13 +250,19 @@ class BatchGenerator:
             for i, row in enumerate(group):
                 new = row.ids[row.num_cached : -1]
                 tokens_BT[i, : len(new)] = torch.tensor(new)
-            width, device = int(positions_BT.max()) + 1, self._model.device
-            self._cache.reserve(first_row + offset + len(group), width)
-            where = (first_row + offset, tokens_BT.to(device), positions_BT.to(device))
-            self._forward(*where, width, self._model.base_model)
+            device = self._model.device
+            self._forward(
+                first_row + offset,
+                tokens_BT.to(device),
+                positions_BT.to(device),
+                int(positions_BT.max()) + 1,
+                self._model.base_model,
+            )
 
-    def _next_logits(self, tokens_B1: torch.Tensor, positions_B1: torch.Tensor) -> torch.Tensor:
-        width, device = int(positions_B1.max()) + 1, self._model.device
+    def _next_logits(
+        self, tokens_B1: torch.Tensor, positions_B1: torch.Tensor, width: int
+    ) -> torch.Tensor:
+        device = self._model.device
         return self._logits(tokens_B1.to(device), positions_B1.to(device), width)
 
     def _logits(

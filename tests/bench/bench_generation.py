@@ -32,14 +32,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, tokenizer = _model(args.model)
     model.to(args.device).eval()
+    cache_mb = 32_768 if args.model else 1024
     engines = {
         "hf generate": lambda: _hf(model),
         "ours, no reuse": lambda: _ours(model, tokenizer, 0),
-        "ours, reuse": lambda: _ours(model, tokenizer, 32_768 if args.model else 1024),
+        "ours, reuse": lambda: _ours(model, tokenizer, cache_mb),
     }
     if args.device != "cpu":
         engines["ours, reuse, nothing recorded"] = lambda: _ours(
-            model, tokenizer, 32_768 if args.model else 1024, record_steps=False
+            model, tokenizer, cache_mb, record_steps=False
         )
     answers = {}
     for name, make in engines.items():
