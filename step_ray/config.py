@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -77,16 +77,26 @@ class TasksConfig(Section):
     """U1: tasks with golden trajectories."""
     num_collect: int = Field(default=300, ge=1)
     """U2: tasks on which the student acts under the teacher."""
-    num_eval: Annotated[int, Field(ge=1)] | Literal["all"] = 100
+    num_eval: int | Literal["all"] = 100
     """Evaluation tasks of each split; `all` that are there."""
     eval_split: str | tuple[str, ...] = "valid_unseen"
     """What is evaluated on: a held-out split, or several, as `[valid_seen, valid_unseen]`."""
 
-    @field_validator("eval_split")
+    # before pydantic tries the parts of a union, whose errors name types and not what to give
+    @field_validator("num_eval", mode="before")
     @classmethod
-    def _splits_differ(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        names = [value] if isinstance(value, str) else value
-        if not all(names) or not names or len(set(names)) < len(names):
+    def _is_a_number_or_all(cls, value: object) -> object:
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not is_number and value != "all":
+            raise ValueError("give a number of 1 or more, or all")
+        return value
+
+    @field_validator("eval_split", mode="before")
+    @classmethod
+    def _splits_differ(cls, value: object) -> object:
+        names = value if isinstance(value, list | tuple) else [value]
+        is_right = all(isinstance(name, str) and name for name in names)
+        if not (names and is_right and len(set(names)) == len(names)):
             raise ValueError("give a split, or a list of different ones")
         return value
 

@@ -88,9 +88,17 @@ def test_games_of_all_splits_are_generated(tmp_path):
         check(config(tmp_path, num=(4, 3, "all"), source="generated"))
 
 
-@pytest.mark.parametrize("splits", ["", [], ["dev", "dev"], ["dev", ""]])
+@pytest.mark.parametrize("number", [0, -1, "some", True, 1.5])
+def test_a_number_of_tasks_that_is_none_is_refused_in_plain_words(folder, number):
+    with pytest.raises(ConfigError, match=r"^tasks\.num_eval: give a number of 1 or more, or all"):
+        config(folder, num=(4, 3, number))
+
+
+@pytest.mark.parametrize("splits", ["", [], ["dev", "dev"], ["dev", ""], 3, [3]])
 def test_splits_that_say_nothing_or_the_same_are_refused(folder, splits):
-    with pytest.raises(ConfigError, match="give a split, or a list of different ones"):
+    with pytest.raises(
+        ConfigError, match=r"^tasks\.eval_split: give a split, or a list of different ones"
+    ):
         config(folder, split=splits)
 
 
