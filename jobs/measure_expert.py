@@ -19,9 +19,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="ALFWorld games")
     parser.add_argument("--config", type=Path, help="instead of a folder")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], dest="overrides")
-    parser.add_argument(
-        "--split", help="train or a held-out one; default: the configured one, the first"
-    )
+    parser.add_argument("--split", help="train or a held-out one; default: the first configured")
     parser.add_argument("--num-tasks", type=int, help="random ones; default: all")
     parser.add_argument("--max-steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="which tasks")
