@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 import openai
-from openai.types.chat import ChatCompletion
 
 from step_ray.calls.endpoint import (
     NO_KEY,
@@ -27,6 +26,7 @@ from step_ray.calls.endpoint import (
     words_of,
 )
 from step_ray.calls.gate import Gate, OpenGate
+from step_ray.calls.reply import Reply, why_not
 from step_ray.calls.replylimit import ReplyTooLongError, limited_client
 from step_ray.calls.request import RequestForm
 from step_ray.calls.spending import NOTHING, Spending
@@ -250,21 +250,21 @@ class OpenAIChat:
         num_forms = 0
         while True:
             try:
-                answer, tries = await self._send(client, request, deadline)
+                reply, tries = await self._send(client, request, deadline)
                 break
             except _FormError:
                 num_forms += 1
                 await self._gate.enter(request.estimate, again=True)
         tries += num_forms
-        usage = answer.usage
+        usage = reply.usage
         if usage is None:  # nobody says what it cost
-            return _to_completion(answer, tries, request.estimate.money), request.estimate
+            return _to_completion(reply, tries, request.estimate.money), request.estimate
         spent = self._spending(usage.prompt_tokens, usage.completion_tokens)
-        return _to_completion(answer, tries, spent.money), spent
+        return _to_completion(reply, tries, spent.money), spent
 
     async def _send(
         self, client: openai.AsyncOpenAI, request: _Request, deadline: Deadline
-    ) -> tuple[Any, int]:
+    ) -> tuple[Reply, int]:
         """The first answer of the endpoint and the number of tries that failed before it."""
         for attempt in range(self._max_retries + 1):
             try:
@@ -281,31 +281,30 @@ class OpenAIChat:
             await self._gate.enter(request.estimate, again=True)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _try(self, client: openai.AsyncOpenAI, request: _Request) -> Any:
+    async def _try(self, client: openai.AsyncOpenAI, request: _Request) -> Reply:
         """One request; the client's own timeout is per read, which an endpoint can stretch."""
         scope = asyncio.timeout(self._timeout_s)
         try:
             async with scope:
                 # not chat.completions.create: it walks through all messages to rename keys, which
                 # costs a third of a turn's CPU time
-                answer = await client.post(
+                record = await client.post(
                     "/chat/completions",
-                    cast_to=ChatCompletion,
+                    cast_to=object,
                     body=request.body,
                     options={"headers": request.headers},
                 )
-            answer.choices[0].message.content  # noqa: B018 - raises where there is none
+            reply = Reply.model_validate(record)
         except TimeoutError:
             if not scope.expired():
                 raise
             raise _BadAnswerError(f"no answer within {self._timeout_s:g} s") from None
-        except (ValueError, AttributeError, TypeError, IndexError) as exc:
-            fault = f"no chat completion ({type(exc).__name__})"
-            raise _BadAnswerError(fault) from None
+        except ValueError as exc:
+            raise _BadAnswerError(f"no chat completion ({why_not(exc)})") from None
         except ReplyTooLongError as exc:
             raise _BadAnswerError(str(exc)) from None
         self._has_answered = True
-        return answer
+        return reply
 
     def _raise_if_final(self, exc: Exception, attempt: int, body: dict[str, Any]) -> None:
         """Raise when the same again cannot help. Nothing is chained: the cause may hold the key."""
@@ -331,9 +330,8 @@ class OpenAIChat:
             self._client = self._slots = None
 
 
-def _to_completion(answer: Any, retries: int, cost: float) -> Completion:
-    choice = answer.choices[0]
-    usage = answer.usage
+def _to_completion(reply: Reply, retries: int, cost: float) -> Completion:
+    choice, usage = reply.choices[0], reply.usage
     return Completion(
         text=choice.message.content or "",
         prompt_tokens=usage.prompt_tokens if usage else 0,

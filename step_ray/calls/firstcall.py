@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import openai
-from openai.types.chat import ChatCompletion
 
 from step_ray.calls.endpoint import REQUEST_STATUS, Failure, failure_of, shown
 from step_ray.calls.request import RequestForm
@@ -95,7 +94,7 @@ def _ask(client: openai.OpenAI, form: RequestForm, body: dict[str, Any]) -> None
     """Send it, and again as often as its form can be mended."""
     while True:
         try:
-            client.post("/chat/completions", cast_to=ChatCompletion, body=body)
+            client.post("/chat/completions", cast_to=object, body=body)
         except openai.APIStatusError as exc:
             if not form.mend(body, failure_of(exc)):
                 raise

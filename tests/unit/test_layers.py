@@ -36,7 +36,7 @@ config
 cluster.logs storage.mirror training.chat_template
 render
 calls.endpoint
-calls.desk calls.gate calls.ratelimit calls.replylimit calls.request llm
+calls.desk calls.gate calls.ratelimit calls.reply calls.replylimit calls.request llm
 serving.api serving.api.agent_schemas serving.api.errors serving.api.metrics
     serving.api.schemas
 serving.api.backend serving.api.checks serving.api.guard

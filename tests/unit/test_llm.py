@@ -246,6 +246,23 @@ def test_a_success_that_is_no_completion_is_retried(body):
         complete(server.url, max_retries=0)
 
 
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"{", "JSONDecodeError"),
+        ({"choices": []}, "choices: List should have at least 1 item"),
+        ({"choices": [{"message": {"content": ["secret"]}}]}, "choices.0.message.content: Input"),
+        (answer(usage={"prompt_tokens": "many"})[2], "usage.prompt_tokens: Input should be a"),
+        (answer(usage={"prompt_tokens": -1})[2], "usage.prompt_tokens: Input should be greater"),
+    ],
+)
+def test_what_makes_an_answer_no_completion_is_said_without_its_words(body, why):
+    with serving((200, {}, body)) as server, pytest.raises(LLMError) as caught:
+        complete(server.url, max_retries=0)
+    assert f"no chat completion ({why}" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
 def test_an_empty_purse_is_not_retried():
     with serving(fault(429, "no quota", code="insufficient_quota")) as server:
         with pytest.raises(LLMError, match="HTTP 429"):
