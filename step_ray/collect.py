@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,9 +41,26 @@ from step_ray.store import Outcome, finished_ids, iter_outcomes, total_usage, wr
 from step_ray.tasks import TASK_SCHEMA
 from step_ray.types import ERROR_STOPS, StopReason, Task, Trajectory
 
+Ended: TypeAlias = tuple[Trajectory, str]
+"""An episode that has ended, and the line of an endpoint that refuses everybody, or nothing."""
 EPISODE_SCHEMA = TASK_SCHEMA.append(pa.field("seed", pa.int64()))
 LEDGER = "teacher_ledger.json"
 """File beside the shards with what the teacher was paid."""
+
+
+class EpisodePlayer(Protocol):
+    """Plays episodes; `ActorPlayer` does, and evaluation.there where the agent itself can."""
+
+    num_restarts: int
+    """Episodes that were begun more than once; known when all have ended."""
+
+    def play(self, pending: Iterable[tuple[Task, int]]) -> Generator[Ended]:
+        """The episodes of tasks and seeds as they end; closing it ends the others.
+
+        Raises:
+            EpisodesError, EndpointError: the rest cannot be played.
+        """
+        ...
 
 
 def run_episodes(
@@ -54,6 +71,7 @@ def run_episodes(
     seeds: Sequence[int] = (0,),
     on_episode: Callable[[Outcome], None] | None = None,
     on_begin: Callable[[], None] | None = None,
+    player: EpisodePlayer | None = None,
 ) -> EpisodesSummary:
     """Play the episodes that `out_dir` does not have yet; Ray must be running.
 
@@ -64,6 +82,7 @@ def run_episodes(
         seeds: seeds of the student's sampling.
         on_episode: called on the driver for each finished episode, those on disk first.
         on_begin: called between these and those that are played now.
+        player: who plays; None: actors of the cluster.
 
     Raises:
         DataError: an episode is asked for twice.
@@ -84,16 +103,16 @@ def run_episodes(
         _count_old(out_dir, kept, watch, on_episode)
     if on_begin is not None:
         on_begin()
-    num_restarts = 0
+    player = player or ActorPlayer(plan, out_dir, spent)
     if len(kept) < len(wanted):
         pending = compress(_pairs(tasks, seeds), (not done.as_py() for done in is_done))
-        num_restarts = _play_pending(pending, plan, out_dir, spent, watch, on_episode)
+        _play_pending(pending, player, out_dir, plan.rows_per_shard, watch, on_episode)
     return _count_all(out_dir, wanted, plan).summary(
         num_resumed=len(kept),
         seconds=time.monotonic() - started,
         num_wanted=len(wanted),
         spent=_spent(out_dir),
-        num_restarts=num_restarts,
+        num_restarts=player.num_restarts,
     )
 
 
@@ -160,44 +179,22 @@ def _retried_stops(plan: EpisodePlan, spent: Spending) -> frozenset[StopReason]:
 
 def _play_pending(
     pending: Iterable[tuple[Task, int]],
-    plan: EpisodePlan,
+    player: EpisodePlayer,
     out_dir: Path,
-    spent: Spending,
+    rows_per_shard: int,
     watch: ErrorWatch,
     on_episode: Callable[[Outcome], None] | None,
-) -> int:
-    """Play and keep; gives how many episodes were begun more than once."""
-    manifest = out_dir / "manifest" / "pending.parquet"
-    _write_manifest(manifest, pending)
-    desk = _make_desk(plan, spent, out_dir / LEDGER)
-    num_ended = 0
-    try:
-        # however the block is left: first what has ended goes to disk, then actors and calls end
-        with (
-            closing(_episode_rows(manifest, plan, desk)) as rows,
-            ShardWriter(out_dir, plan.rows_per_shard) as writer,
-        ):
-            for row in rows:
-                trajectory = _keep(row, writer)
-                if trajectory is None:
-                    continue
-                num_ended += 1
-                outcome = Outcome.of(trajectory)
-                if on_episode:
-                    on_episode(outcome)
-                watch.add(outcome)
-                _stop_if_hopeless(row["refusal"], watch)
-        return max(0, int(ray.get(desk.num_starts.remote())) - num_ended)
-    finally:
-        ray.get(desk.close.remote())
-
-
-def _keep(row: Mapping[str, Any], writer: ShardWriter) -> Trajectory | None:
-    if not row["record"]:
-        return None
-    trajectory = from_row(json.loads(row["record"]))
-    writer.add(trajectory)
-    return trajectory
+) -> None:
+    """Play and keep."""
+    # however the block is left: first what has ended goes to disk, then actors and calls end
+    with closing(player.play(pending)) as ended, ShardWriter(out_dir, rows_per_shard) as writer:
+        for trajectory, refusal in ended:
+            writer.add(trajectory)
+            outcome = Outcome.of(trajectory)
+            if on_episode:
+                on_episode(outcome)
+            watch.add(outcome)
+            _stop_if_hopeless(refusal, watch)
 
 
 def _stop_if_hopeless(refusal: str, watch: ErrorWatch) -> None:
@@ -208,6 +205,36 @@ def _stop_if_hopeless(refusal: str, watch: ErrorWatch) -> None:
         )
     if watch.forecast:
         raise EpisodesError(f"stopped, what has ended is kept: {watch.forecast}")
+
+
+class ActorPlayer:
+    """Plays on the cluster's actors; what the teacher is paid is counted at one desk.
+
+    Args:
+        plan: how.
+        out_dir: folder of the collection; the manifest of what is to be played goes there.
+        spent: of the budget, before.
+    """
+
+    def __init__(self, plan: EpisodePlan, out_dir: Path, spent: Spending) -> None:
+        self._plan, self._out_dir, self._spent = plan, out_dir, spent
+        self.num_restarts = 0
+
+    def play(self, pending: Iterable[tuple[Task, int]]) -> Generator[Ended]:
+        """See `EpisodePlayer`."""
+        manifest = self._out_dir / "manifest" / "pending.parquet"
+        _write_manifest(manifest, pending)
+        desk = _make_desk(self._plan, self._spent, self._out_dir / LEDGER)
+        num_ended = 0
+        try:
+            with closing(_episode_rows(manifest, self._plan, desk)) as rows:
+                for row in rows:
+                    if row["record"]:  # empty: the budget let it not begin
+                        num_ended += 1
+                        yield from_row(json.loads(row["record"])), row["refusal"]
+            self.num_restarts = max(0, int(ray.get(desk.num_starts.remote())) - num_ended)
+        finally:
+            ray.get(desk.close.remote())
 
 
 def _make_desk(plan: EpisodePlan, spent: Spending, ledger: Path) -> Any:

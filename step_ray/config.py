@@ -19,7 +19,7 @@ from step_ray.collection.teacher_config import Price, TeacherConfig
 from step_ray.env_config import EnvConfig, Section
 from step_ray.errors import ConfigError
 from step_ray.serving.config import ServeConfig
-from step_ray.storage.places import holds_secret, is_url, mirror, url_fault
+from step_ray.storage.places import holds_secret, is_url, mirror, url_fault, url_of
 from step_ray.training.config import TrainConfig
 from step_ray.training.recipe import DatasetConfig, Recipe
 
@@ -125,6 +125,10 @@ class EvaluateConfig(Section):
 
     concurrency: int = Field(default=32, ge=1)
     """Episodes at once."""
+    where: Literal["actors", "agent"] = "actors"
+    """Who runs the environments: actors of the cluster, which ask the agent for each turn; or the
+    agent's own replicas (`/v1/episodes`), which saves the way of each turn. The episodes are the
+    same. A model of `--base-url` is always asked by actors."""
     temperature: float = Field(default=0.0, ge=0)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """One pass over the tasks per seed (only useful with a temperature)."""
@@ -245,6 +249,26 @@ class RunConfig(Section):
     def run_dir(self) -> Path:
         """Folder of the run; of one in a store, its mirror on this node."""
         return mirror(self.output_dir) / self.name
+
+    @property
+    def served(self) -> ServeConfig:
+        """The section `serve`, whose agent plays episodes as those of the run are played."""
+        number = self.tasks.num_eval
+        agent = self.serve.agent.with_defaults(
+            prompt=self.env.prompt,
+            before_execution=self.teacher.when == "before_execution",
+            envs={self.env.name: self.env},
+            # apart from the run's own games, which define its task lists; in no mirror, whose
+            # files are those of the store
+            work_dir="" if url_of(self.run_dir) else str((self.run_dir / "serve").resolve()),
+            num_generated=number if isinstance(number, int) else None,
+            max_concurrency=max(self.serve.agent.max_concurrency, self.evaluate.concurrency),
+            max_new_tokens=self.collect.max_new_tokens,
+            max_format_errors=self.collect.max_format_errors,
+            step_timeout_s=self.collect.step_timeout_s,
+            episode_timeout_s=self.collect.episode_timeout_s,
+        )
+        return self.serve.model_copy(update={"agent": agent})
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -6,8 +6,10 @@ on disk, so that every number can be looked up and a killed evaluation goes on.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from step_ray.collect import run_episodes
+from step_ray.collection.agentplay import AgentPlayer
 from step_ray.collection.runner import Address, EpisodePlan
 from step_ray.config import RunConfig
 from step_ray.evaluation.evalreport import summarize
@@ -26,6 +28,7 @@ def evaluate(
     api_key_env: str = "",
     on_episode: Callable[[Outcome], None] | None = None,
     on_begin: Callable[[], None] | None = None,
+    where: Literal["actors", "agent"] = "actors",
 ) -> EvalReport:
     """Play every task once per seed, without a teacher; Ray must be running.
 
@@ -38,6 +41,8 @@ def evaluate(
         api_key_env: environment variable with the endpoint's key; empty: none is sent.
         on_episode: called for each finished episode, those on disk first.
         on_begin: called between these and those that are played now.
+        where: who runs the environments, see `EvaluateConfig`; `agent`: the endpoint is that of
+            `config.served`.
 
     Raises:
         EpisodesError: too many episodes ended by an error, see `run_episodes`.
@@ -50,6 +55,7 @@ def evaluate(
         episodes_per_actor=config.evaluate.concurrency,
     )
     seeds = config.evaluate.seeds
+    player = AgentPlayer(plan) if where == "agent" else None
     summary = run_episodes(
         read_tasks(tasks_file),
         plan,
@@ -57,6 +63,7 @@ def evaluate(
         seeds=seeds,
         on_episode=on_episode,
         on_begin=on_begin,
+        player=player,
     )
     return summarize(
         model,

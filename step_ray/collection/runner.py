@@ -15,6 +15,7 @@ from typing import Any
 
 from step_ray.calls.cache import CallCache
 from step_ray.calls.desk import Start
+from step_ray.calls.endpoint import NO_KEY
 from step_ray.calls.gate import Answer, Ask, DeskGate, Gate, Settled, TabGate
 from step_ray.cluster.logs import quiet_clients
 from step_ray.collection.teacher_config import TEACHER_ADDRESS, Price, TeacherConfig
@@ -49,17 +50,25 @@ class Address:
         Raises:
             ConfigError: the key's variable is not set on the actor.
         """
-        key = os.environ.get(self.api_key_env) if self.api_key_env else "none"
+        return OpenAIChat(
+            base_url=self.base_url,
+            model=self.model,
+            api_key=self.key(),
+            **options,
+        )
+
+    def key(self) -> str:
+        """The key to send.
+
+        Raises:
+            ConfigError: its variable is not set here.
+        """
+        key = os.environ.get(self.api_key_env) if self.api_key_env else NO_KEY
         if not key:
             raise ConfigError(
                 f"api_key_env: {self.api_key_env!r} is not set on {os.uname().nodename}"
             )
-        return OpenAIChat(
-            base_url=self.base_url,
-            model=self.model,
-            api_key=key,
-            **options,
-        )
+        return key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,11 +21,6 @@ def serve_forever(config: RunConfig, model_dir: str, name: str) -> None:
     """
     from step_ray.serve import deploy
 
-    agent = config.serve.agent.for_run(
-        config.env,
-        config.run_dir,
-        before_execution=config.teacher.when == "before_execution",
-    )
     tell = _teller(config)
     if config.ray.address == "local":
         refuse_locally(config, [SERVE])
@@ -35,7 +30,7 @@ def serve_forever(config: RunConfig, model_dir: str, name: str) -> None:
         endpoint = deploy(
             model_dir,
             name,
-            config.serve.model_copy(update={"agent": agent}),
+            config.served,
             max_length=config.student.max_length,
             dtype=config.student.dtype,
         )

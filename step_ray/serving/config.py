@@ -3,14 +3,12 @@
 Takes plain values, gives a `ServeConfig`. It starts nothing; see serve.py.
 """
 
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from step_ray.cluster.labels import NodeLabels
 from step_ray.env_config import EnvConfig, Section
-from step_ray.storage.places import url_of
 
 
 class AgentConfig(Section):
@@ -33,22 +31,19 @@ class AgentConfig(Section):
     """Most episodes at once in a replica, over all requests."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Per turn, where a request says nothing else."""
+    max_format_errors: int = Field(default=3, ge=1)
+    """Unreadable answers in a row before an episode ends."""
     step_timeout_s: float = Field(default=300.0, gt=0)
     episode_timeout_s: float = Field(default=3600.0, gt=0)
     timeout_s: float = Field(default=14400.0, gt=0)
     """Of one request for episodes; those that are unfinished then are reported as missing."""
 
-    def for_run(self, env: EnvConfig, run_dir: Path, *, before_execution: bool) -> "AgentConfig":
-        """With what a run says, where nothing else was said."""
-        of_run = {
-            "prompt": env.prompt,
-            "before_execution": before_execution,
-            # apart from the run's own games, which define its task lists; in no mirror, whose
-            # files are those of the store
-            "work_dir": "" if url_of(run_dir) else str((run_dir / "serve").resolve()),
-        }
-        new = {key: value for key, value in of_run.items() if key not in self.model_fields_set}
-        return self.model_copy(update={**new, "envs": {env.name: env, **self.envs}})
+    def with_defaults(self, **of_run: Any) -> "AgentConfig":
+        """With what a run says, where nothing else was said; what is None is not said."""
+        said = self.model_fields_set
+        new = {k: v for k, v in of_run.items() if v is not None and k not in said}
+        envs = {"envs": {**of_run["envs"], **self.envs}}
+        return self.model_copy(update={**new, **envs})
 
 
 class AutoscalingConfig(Section):

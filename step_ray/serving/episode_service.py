@@ -145,6 +145,7 @@ class EpisodeService:
             collect=CollectConfig(
                 episodes_per_actor=mine.max_concurrency,
                 max_new_tokens=request.max_tokens or mine.max_new_tokens,
+                max_format_errors=mine.max_format_errors,
                 step_timeout_s=mine.step_timeout_s,
                 episode_timeout_s=mine.episode_timeout_s,
             ),

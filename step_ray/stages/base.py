@@ -71,7 +71,7 @@ class StageContext:
             self._served = deploy(
                 place_of(self.root / "models" / model),
                 model,
-                self.config.serve,
+                self.config.served,
                 max_length=self.config.student.max_length,
                 dtype=self.config.student.dtype,
                 app=self.app,

@@ -202,7 +202,7 @@ def _own(config: RunConfig) -> Stage:
 def _evaluate(config: RunConfig, model: str) -> Stage:
     settings = {
         **_episode_settings(config),
-        "evaluate": config.evaluate.model_dump(exclude={"concurrency", "confidence"}),
+        "evaluate": config.evaluate.model_dump(exclude={"concurrency", "where", "confidence"}),
         "max_new_tokens": config.collect.max_new_tokens,
         "max_format_errors": config.collect.max_format_errors,
         "before_execution": config.teacher.when == "before_execution",
@@ -226,6 +226,7 @@ def _evaluate(config: RunConfig, model: str) -> Stage:
                 api_key_env=config.serve.api_key_env,
                 on_episode=shown.add,
                 on_begin=shown.begin,
+                where=config.evaluate.where,
             )
         return asdict(report)
 

@@ -7,21 +7,21 @@ episodes in flight with an empty prefix cache. `whole` is what a user waits for,
 Ray Data job included; `play` is from the first prompt to the last answer, as the replica counts
 them. The last part asks for the turns of these episodes once more, at the endpoint and at the same
 engine in this process, without Serve, HTTP and environments: what is between them is Serve's
-overhead. Both run one after the other on the same cores. `where the agent is`: so many episodes of
-the same split, played by the replica itself (`POST /v1/episodes`).
+overhead. Both run one after the other on the same cores. `where agent`: the same evaluation with
+`evaluate.where: agent`, so that the replica itself plays (`POST /v1/episodes`).
 """
 
 import argparse
 import asyncio
-import json
 import re
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from machine import Stolen, cpu_s, name_of, tree
 
@@ -46,6 +46,7 @@ GOAL = 8.0
 ALONE = 16
 """Episodes for the overhead of turns one after the other."""
 KINDS = {"AgentServer": "replica", "ProxyActor": "proxy", "EpisodeRunner": "actor"}
+Where = Literal["agent", "actors"]
 Turns = list[list[Message]]
 """The prompts of one episode, turn by turn."""
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=64)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--only-there", action="store_true", help="the last part alone")
+    parser.add_argument("--where", nargs="+", choices=get_args(Where), default=["agent", "actors"])
     parser.add_argument("--set", nargs="*", default=[], metavar="a.b=c")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -80,42 +81,50 @@ def main() -> None:
             ],
         )
         with connected(config.ray):
-            if args.only_there:
-                where_the_agent_is(config, args.in_flight, Path(folder))
-            else:
-                bench(config, args.in_flight, Path(folder))
+            bench(config, args.where, args.in_flight, Path(folder))
 
 
-def bench(config: RunConfig, in_flight: Sequence[int], folder: Path) -> None:
+def bench(
+    config: RunConfig, places: Sequence[Where], in_flight: Sequence[int], folder: Path
+) -> None:
     source = task_source(config.env.name)
     source.prepare(config)
     tasks = folder / "tasks.parquet"
     write_tasks(tasks, source.held_out_tasks(config, config.tasks.eval_splits[0]))
-    run_side(config, most := max(in_flight), tasks, folder / "warm-up")
-    sides = {}
-    for number in in_flight:
-        stolen = Stolen()
-        sides[number] = side = run_side(config, number, tasks, folder / f"side-{number}")
+    most = max(in_flight)
+    for where in places:
+        run_side(config, where, most, tasks, folder / f"warm-up-{where}")
+        sides = {}
+        for number in in_flight:
+            stolen = Stolen()
+            out = folder / f"{where}-{number}"
+            sides[number] = side = run_side(config, where, number, tasks, out)
+            print(
+                f"where {where}, {number:4} in flight: whole {side.whole_s:7.2f} s, play"
+                f" {side.play_s:7.2f} s, {side.turns} turns, {side.turns / side.play_s:6.1f}"
+                f" turns/s, {side.success} successes, CPU {shown(side.cpu)}; {stolen}",
+                flush=True,
+            )
+        compare(sides, in_flight)
+        if where == "actors":
+            overhead(config, sides[most].played, sorted({1, most}))
+
+
+def compare(sides: Mapping[int, Side], in_flight: Sequence[int]) -> None:
+    """How much the first number is beaten by the others."""
+    first = sides[in_flight[0]]
+    for number in in_flight[1:]:
+        side = sides[number]
+        cpu = sum(first.cpu.values()) / sum(side.cpu.values())
         print(
-            f"{number:4} in flight: whole {side.whole_s:7.2f} s, play {side.play_s:7.2f} s,"
-            f" {side.turns} turns, {side.turns / side.play_s:6.1f} turns/s, {side.success}"
-            f" successes, CPU {shown(side.cpu)}; {stolen}",
+            f"{number} against {in_flight[0]} in flight: whole {first.whole_s / side.whole_s:.1f}"
+            f" times as fast, play {first.play_s / side.play_s:.1f} times, {cpu:.1f} times less"
+            f" CPU; the goal is {GOAL:g}",
             flush=True,
         )
-    first = in_flight[0]
-    for number in in_flight[1:]:
-        whole = sides[first].whole_s / sides[number].whole_s
-        play = sides[first].play_s / sides[number].play_s
-        cpu = sum(sides[first].cpu.values()) / sum(sides[number].cpu.values())
-        print(
-            f"{number} against {first} in flight: whole {whole:.1f} times as fast, play {play:.1f}"
-            f" times, {cpu:.1f} times less CPU; the goal is {GOAL:g}"
-        )
-    overhead(config, sides[most].played, sorted({1, most}))
-    where_the_agent_is(config, in_flight, folder)
 
 
-def run_side(config: RunConfig, number: int, tasks: Path, out: Path) -> Side:
+def run_side(config: RunConfig, where: Where, number: int, tasks: Path, out: Path) -> Side:
     """One evaluation with an empty prefix cache: another name is another model to the replica."""
     config = config.model_copy(
         update={"evaluate": config.evaluate.model_copy(update={"concurrency": number})}
@@ -123,7 +132,14 @@ def run_side(config: RunConfig, number: int, tasks: Path, out: Path) -> Side:
     endpoint = serve(config, out.name)
     before, started = cpu_by_kind(), time.monotonic()
     with Watch(endpoint) as watch:
-        evaluate(config, model=out.name, base_url=endpoint.base_url, tasks_file=tasks, out_dir=out)
+        evaluate(
+            config,
+            model=out.name,
+            base_url=endpoint.base_url,
+            tasks_file=tasks,
+            out_dir=out,
+            where=where,
+        )
     whole = time.monotonic() - started
     played = list(read_trajectories(out))
     return Side(
@@ -140,7 +156,7 @@ def serve(config: RunConfig, name: str) -> Endpoint:
     return deploy(
         config.student.init,
         name,
-        config.serve,
+        config.served,
         max_length=config.student.max_length,
         dtype=config.student.dtype,
     )
@@ -219,49 +235,6 @@ def overhead(config: RunConfig, played: Sequence[Trajectory], in_flight: Sequenc
             f" Serve, HTTP and client {1000 * (served_s - alone_s) / num_turns:.2f} ms",
             flush=True,
         )
-
-
-def where_the_agent_is(config: RunConfig, in_flight: Sequence[int], folder: Path) -> None:
-    """Episodes without HTTP between their turns."""
-    most = {"num_generated": config.tasks.num_eval, "max_concurrency": max(in_flight)}
-    agent = config.serve.agent.model_copy(update=most)
-    agent = agent.for_run(config.env, folder, before_execution=False)
-    serving = config.serve.model_copy(update={"agent": agent})
-    config = config.model_copy(update={"serve": serving})
-    seconds = {}
-    for number in in_flight:
-        endpoint = serve(config, f"there-{number}")
-        ask_episodes(endpoint, config, count=1, number=1)  # makes the games
-        before, started = cpu_by_kind(), time.monotonic()
-        success = ask_episodes(endpoint, config, count=config.tasks.num_eval, number=number)
-        seconds[number] = time.monotonic() - started
-        cpu = {kind: spent - before.get(kind, 0.0) for kind, spent in cpu_by_kind().items()}
-        print(
-            f"{number:4} in flight where the agent is: {seconds[number]:7.2f} s, {success}"
-            f" successes, CPU {shown(cpu)}; {seconds[in_flight[0]] / seconds[number]:.1f} times as"
-            f" fast as {in_flight[0]} in flight",
-            flush=True,
-        )
-
-
-def ask_episodes(endpoint: Endpoint, config: RunConfig, *, count: int, number: int) -> int:
-    """How many of `count` episodes, `number` at once, succeed at the replica."""
-    body = {
-        "environment": config.env.name,
-        "split": config.tasks.eval_splits[0],
-        "count": count,
-        "concurrency": number,
-        "max_tokens": config.collect.max_new_tokens,
-        "trajectories": False,
-    }
-    request = urllib.request.Request(
-        f"{endpoint.base_url}/episodes",
-        json.dumps(body).encode(),
-        {"content-type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=3600) as answer:
-        records = [json.loads(line) for line in answer]
-    return sum(bool(record.get("success")) for record in records[:-1])
 
 
 def turns_of(played: Trajectory) -> Turns:

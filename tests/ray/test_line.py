@@ -19,8 +19,10 @@ from step_ray.dataset import read_examples
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
 from step_ray.envs.alfworld.judge import judge
 from step_ray.errors import RunStateError
+from step_ray.evaluate import evaluate
 from step_ray.pipeline import run
 from step_ray.progress import Reporter
+from step_ray.serve import deploy
 from step_ray.store import read_json, read_trajectories
 from step_ray.training.student import new_model, save_student, train_tokenizer
 from step_ray.types import Author, Source, StepKind
@@ -116,6 +118,34 @@ def test_every_model_has_played_every_held_out_task(line):
         report = read_json(folder / "stages" / f"evaluate.{model}.json")["summary"]
         counts = ("num_success", "num_failed", "num_truncated", "num_errors")
         assert sum(report[name] for name in counts) == report["num_tasks"] == 6
+
+
+def test_where_the_agent_is_the_same_episodes_are_played(line, tmp_path):
+    config = line[1]
+    folder = config.run_dir
+    served = config.served.model_copy(update={"num_replicas": 2})
+    config = config.model_copy(update={"serve": served})
+    endpoint = deploy(str(folder / "models/step"), "step", served, max_length=2048)
+    try:
+        report = evaluate(
+            config,
+            model="step",
+            base_url=endpoint.base_url,
+            tasks_file=folder / "tasks/evaluate.parquet",
+            out_dir=tmp_path,
+            where="agent",
+        )
+    finally:
+        endpoint.close()
+    asked, there = (
+        {
+            t.trajectory_id: (t.task, t.stop_reason, [(s.text, s.observation) for s in t.steps])
+            for t in read_trajectories(place)
+        }
+        for place in (folder / "evaluate/step", tmp_path)
+    )
+    assert there == asked
+    assert report.num_tasks == len(there) == 6
 
 
 def test_the_report_names_every_arm(line):
@@ -244,7 +274,9 @@ def make_teacher_app(requests):
 
 
 def answer(messages):
-    """The verdict on the step in a question of `judging.teacher_messages`."""
+    """The verdict on the step in a question of `judging.teacher_messages`, or a word."""
+    if len(messages) == 1:
+        return "ok"
     first, *records = [json.loads(line) for line in messages[1]["content"].split("\n")]
     *history, (action, observation) = [
         (re.search(r"(?:Action: (.*))?\Z", record["agent"])[1] or "", record["observation"])
@@ -295,7 +327,7 @@ def reference_settings(tmp_path, base_url):
 @pytest.mark.slow
 def test_official_games_a_model_folder_and_a_teacher_behind_http(tmp_path, teacher, monkeypatch):
     base_url, requests = teacher
-    for split, num_games in (("train", 12), ("valid_unseen", 4)):
+    for split, num_games in (("train", 12), ("valid_seen", 4), ("valid_unseen", 4)):
         spec = GeneratorSpec(seed=0, split=split, num_games=num_games, size="tiny")
         generate_games(spec, tmp_path / "alfworld")
     tokenizer = train_tokenizer(["You are in the middle of a room. Thought: Action: go to"], 400)

@@ -95,8 +95,8 @@ data.ingest
 data.commands
 collect serving.command tools.episodes train
 collection.expert_scores
-collection.listplay evaluate evaluation.compare stages.summary training.pretrain
-stages.base
+collection.agentplay collection.listplay evaluation.compare stages.summary training.pretrain
+evaluate stages.base
 stages.training
 stages.line
 pipeline

@@ -29,12 +29,10 @@ from step_ray.calls.spending import Spending
 from step_ray.cluster.nodes import node_fault, report
 from step_ray.collection.teacher_config import TeacherConfig
 from step_ray.config import ScratchConfig, TrainConfig, parse_config
-from step_ray.env_config import EnvConfig
 from step_ray.envs.alfworld.env import AlfworldEnv
 from step_ray.errors import ConfigError, RunStateError, StorageError
 from step_ray.llm import Completion
 from step_ray.progress import Reporter
-from step_ray.serving.config import AgentConfig
 from step_ray.serving.vllm_fetch import FetchModels
 from step_ray.stages.base import StageContext
 from step_ray.stages.line import build_stages
@@ -503,11 +501,9 @@ def test_a_dry_run_looks_at_the_store_and_leaves_nothing(step_ray, config, run, 
     assert len(gone) == 1
 
 
-def test_games_of_a_served_agent_are_in_no_mirror(run, tmp_path):
-    config = AgentConfig().for_run(EnvConfig(), run, before_execution=False)
-    assert config.work_dir == ""
-    local = AgentConfig().for_run(EnvConfig(), tmp_path / "r", before_execution=False)
-    assert local.work_dir == str(tmp_path / "r" / "serve")
+def test_games_of_a_served_agent_are_in_no_mirror():
+    config = parse_config({"name": "r", "output_dir": "s3://bucket/runs"})
+    assert config.served.agent.work_dir == ""
 
 
 def test_a_bucket_that_is_missing(step_ray, config, run):

@@ -11,7 +11,6 @@ from ray.serve.schema import ServeDeploySchema
 
 import step_ray.serve
 from step_ray.config import parse_config
-from step_ray.env_config import EnvConfig
 from step_ray.errors import ConfigError
 from step_ray.serve import ServeArgs, build_app
 from step_ray.serving.config import AgentConfig, ServeConfig
@@ -82,17 +81,36 @@ def test_an_unknown_setting_of_the_agent_is_refused():
 
 
 def test_a_served_run_plays_its_own_environment_apart_from_its_own_games():
-    env = EnvConfig(prompt="alfworld_short", max_steps=16)
-    agent = AgentConfig().for_run(env, Path("/runs/demo"), before_execution=True)
+    config = parse_config(
+        {
+            **{"name": "demo", "output_dir": "/runs"},
+            "env": {"prompt": "alfworld_short", "max_steps": 16},
+            "tasks": {"num_eval": 7},
+            "collect": {"max_new_tokens": 48, "max_format_errors": 2},
+            "teacher": {"when": "before_execution"},
+            "evaluate": {"concurrency": 256},
+        }
+    )
+    agent = config.served.agent
     assert (agent.prompt, agent.envs, agent.before_execution) == (
         "alfworld_short",
-        {"alfworld": env},
+        {"alfworld": config.env},
         True,
     )
-    assert agent.work_dir == "/runs/demo/serve"
+    assert (agent.work_dir, agent.num_generated) == ("/runs/demo/serve", 7)
+    assert (agent.max_new_tokens, agent.max_format_errors, agent.max_concurrency) == (48, 2, 256)
 
 
 def test_what_is_said_of_the_agent_wins_over_the_run():
-    mine = AgentConfig(prompt="mine", work_dir="/w", envs={"alfworld": EnvConfig(max_steps=3)})
-    agent = mine.for_run(EnvConfig(max_steps=16), Path("/runs/demo"), before_execution=False)
-    assert agent == mine
+    env = {"max_steps": 3}
+    mine = {"prompt": "mine", "work_dir": "/w", "envs": {"alfworld": env}, "max_concurrency": 5}
+    config = parse_config({"name": "x", "env": {"max_steps": 16}, "serve": {"agent": mine}})
+    agent = config.served.agent
+    assert (agent.prompt, agent.work_dir, agent.max_concurrency) == ("mine", "/w", 5)
+    assert agent.envs["alfworld"].max_steps == 3
+
+
+def test_an_agent_plays_all_official_games_of_a_split():
+    official = {"source": "official", "data_dir": "/data"}
+    config = parse_config({"name": "x", "env": official, "tasks": {"num_eval": "all"}})
+    assert config.served.agent.num_generated == AgentConfig().num_generated
