@@ -20,12 +20,10 @@ from step_ray.types import EvalReport, Source
 
 def evaluate(
     config: RunConfig,
+    agent: Address,
     *,
-    model: str,
-    base_url: str,
     tasks_file: Path,
     out_dir: Path,
-    api_key_env: str = "",
     on_episode: Callable[[Outcome], None] | None = None,
     on_begin: Callable[[], None] | None = None,
     where: Literal["actors", "agent"] = "actors",
@@ -34,11 +32,9 @@ def evaluate(
 
     Args:
         config: limits, prompt, seeds and confidence.
-        model: served name of the model, and its name in the report.
-        base_url: OpenAI-compatible endpoint.
+        agent: who plays, behind an OpenAI-compatible endpoint; its name is that in the report.
         tasks_file: task manifest.
         out_dir: folder of the trajectories; what is there is kept.
-        api_key_env: environment variable with the endpoint's key; empty: none is sent.
         on_episode: called for each finished episode, those on disk first.
         on_begin: called between these and those that are played now.
         where: who runs the environments, see `EvaluateConfig`; `agent`: the endpoint is that of
@@ -50,7 +46,7 @@ def evaluate(
     plan = EpisodePlan.from_config(
         config,
         Source.STUDENT,
-        student=Address(base_url=base_url, model=model, api_key_env=api_key_env),
+        student=agent,
         temperature=config.evaluate.temperature,
         episodes_per_actor=config.evaluate.concurrency,
     )
@@ -66,7 +62,7 @@ def evaluate(
         player=player,
     )
     return summarize(
-        model,
+        agent.model,
         read_trajectories(out_dir),
         config.evaluate.confidence,
         seconds=summary.seconds,

@@ -40,6 +40,10 @@ class Address:
     base_url: str
     model: str
     api_key_env: str = ""
+    """Environment variable with the key; empty: none is sent."""
+    has_many_keys: bool = False
+    """The variable may hold several keys with commas between them (`serve.api_key_env`), of which
+    clients send the first."""
 
     def connect(self, **options: Any) -> OpenAIChat:
         """A client; made on the actor, so that the key is read there and never travels.
@@ -63,7 +67,9 @@ class Address:
         Raises:
             ConfigError: its variable is not set here.
         """
-        key = os.environ.get(self.api_key_env) if self.api_key_env else NO_KEY
+        key = os.environ.get(self.api_key_env, "") if self.api_key_env else NO_KEY
+        if self.has_many_keys:
+            key = next(filter(None, map(str.strip, key.split(","))), "")
         if not key:
             raise ConfigError(
                 f"api_key_env: {self.api_key_env!r} is not set on {os.uname().nodename}"

@@ -99,19 +99,21 @@ def outside_stage(config: RunConfig, outside: OutsideModel) -> Stage:
 
     def play(context: StageContext) -> Mapping[str, Any]:
         from step_ray.collection.listplay import shown_episodes
+        from step_ray.collection.runner import Address
         from step_ray.evaluate import evaluate
         from step_ray.tasks import read_tasks
 
+        address = Address(
+            base_url=outside.base_url, model=outside.model, api_key_env=outside.api_key_env
+        )
         tasks_file = context.root / "tasks/evaluate.parquet"
         total = len(read_tasks(tasks_file)) * len(config.evaluate.seeds)
         with shown_episodes(context.reporter, f"evaluate {name}", total) as shown:
             report = evaluate(
                 config,
-                model=outside.model,
-                base_url=outside.base_url,
+                address,
                 tasks_file=tasks_file,
                 out_dir=context.root / "evaluate" / name,
-                api_key_env=outside.api_key_env,
                 on_episode=shown.add,
                 on_begin=shown.begin,
             )

@@ -161,11 +161,22 @@ def _student_address(context: StageContext) -> Any:
     """Where the student of the collection answers; the base agent is served if it has to be."""
     from step_ray.collection.runner import Address
 
-    given, serve = context.config.collect.endpoint, context.config.serve
+    given = context.config.collect.endpoint
     if given is not None:
         return Address(base_url=given.base_url, model=given.model, api_key_env=given.api_key_env)
-    served = context.serve(BASE)
-    return Address(base_url=served.base_url, model=BASE, api_key_env=serve.api_key_env)
+    return _own_address(context, BASE)
+
+
+def _own_address(context: StageContext, model: str) -> Any:
+    """Where a model of the run answers; it is served if it has to be."""
+    from step_ray.collection.runner import Address
+
+    return Address(
+        base_url=context.serve(model).base_url,
+        model=model,
+        api_key_env=context.config.serve.api_key_env,
+        has_many_keys=True,
+    )
 
 
 def _own(config: RunConfig) -> Stage:
@@ -182,14 +193,12 @@ def _own(config: RunConfig) -> Stage:
 
     def run(context: StageContext) -> Mapping[str, Any]:
         from step_ray.collection.listplay import play_list
-        from step_ray.collection.runner import Address, EpisodePlan
+        from step_ray.collection.runner import EpisodePlan
 
-        endpoint = context.serve(BASE)
-        key = config.serve.api_key_env
         plan = EpisodePlan.from_config(
             config,
             Source.STUDENT,
-            student=Address(base_url=endpoint.base_url, model=BASE, api_key_env=key),
+            student=_own_address(context, BASE),
             temperature=own.temperature,
         )
         return play_list(context, plan, "collect", "trajectories/own", seeds)
@@ -213,17 +222,15 @@ def _evaluate(config: RunConfig, model: str) -> Stage:
         from step_ray.evaluate import evaluate
         from step_ray.tasks import read_tasks
 
-        endpoint = context.serve(model)
+        address = _own_address(context, model)
         tasks_file = context.root / "tasks/evaluate.parquet"
         total = len(read_tasks(tasks_file)) * len(config.evaluate.seeds)
         with shown_episodes(context.reporter, f"evaluate {model}", total) as shown:
             report = evaluate(
                 config,
-                model=model,
-                base_url=endpoint.base_url,
+                address,
                 tasks_file=tasks_file,
                 out_dir=context.root / "evaluate" / model,
-                api_key_env=config.serve.api_key_env,
                 on_episode=shown.add,
                 on_begin=shown.begin,
                 where=config.evaluate.where,

@@ -26,6 +26,7 @@ from typing import Literal, get_args
 from machine import Stolen, cpu_s, name_of, tree
 
 from step_ray.cluster.raysetup import connected
+from step_ray.collection.runner import Address
 from step_ray.config import RunConfig, load_config
 from step_ray.envs import task_source
 from step_ray.evaluate import evaluate
@@ -134,8 +135,7 @@ def run_side(config: RunConfig, where: Where, number: int, tasks: Path, out: Pat
     with Watch(endpoint) as watch:
         evaluate(
             config,
-            model=out.name,
-            base_url=endpoint.base_url,
+            Address(base_url=endpoint.base_url, model=out.name),
             tasks_file=tasks,
             out_dir=out,
             where=where,

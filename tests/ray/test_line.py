@@ -14,6 +14,7 @@ import yaml
 from fastapi import FastAPI, Request
 from rich.console import Console
 
+from step_ray.collection.runner import Address
 from step_ray.config import ScratchConfig, parse_config
 from step_ray.dataset import read_examples
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
@@ -120,17 +121,23 @@ def test_every_model_has_played_every_held_out_task(line):
         assert sum(report[name] for name in counts) == report["num_tasks"] == 6
 
 
-def test_where_the_agent_is_the_same_episodes_are_played(line, tmp_path):
+def test_where_the_agent_is_the_same_episodes_are_played(line, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEP_RAY_TEST_KEY", "sesame, old-sesame")
     config = line[1]
     folder = config.run_dir
-    served = config.served.model_copy(update={"num_replicas": 2})
+    more = {"num_replicas": 2, "api_key_env": "STEP_RAY_TEST_KEY"}
+    served = config.served.model_copy(update=more)
     config = config.model_copy(update={"serve": served})
     endpoint = deploy(str(folder / "models/step"), "step", served, max_length=2048)
     try:
         report = evaluate(
             config,
-            model="step",
-            base_url=endpoint.base_url,
+            Address(
+                base_url=endpoint.base_url,
+                model="step",
+                api_key_env="STEP_RAY_TEST_KEY",
+                has_many_keys=True,
+            ),
             tasks_file=folder / "tasks/evaluate.parquet",
             out_dir=tmp_path,
             where="agent",

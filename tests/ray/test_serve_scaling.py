@@ -13,10 +13,16 @@ import pytest
 from ray import serve
 from served_models import MAX_LENGTH, expected, save_varied_model
 
+from step_ray.collection.runner import Address
+from step_ray.config import parse_config
+from step_ray.envs import task_source
+from step_ray.evaluate import evaluate
 from step_ray.llm import OpenAIChat
 from step_ray.serve import APP_NAME, deploy
 from step_ray.serving.config import AutoscalingConfig, ServeConfig
-from step_ray.types import Message
+from step_ray.store import read_trajectories
+from step_ray.tasks import write_tasks
+from step_ray.types import ERROR_STOPS, Message
 
 pytestmark = pytest.mark.slow
 
@@ -205,6 +211,47 @@ def test_a_killed_replica_loses_no_request_that_is_sent_again(served, models, cl
     assert load.faults == []
     assert set(load.answers) == set(answers.items())
     assert load.num_retries > 0  # of those that the killed one had
+
+
+def test_a_killed_replica_loses_no_episode_that_it_plays(ray_cluster, tmp_path):
+    """`evaluate.where: agent`: each task once, those of the killed one begun again."""
+    settings = {
+        **{"name": "killed", "output_dir": str(tmp_path)},
+        "student": {"max_length": 2048},
+        "env": {"prompt": "alfworld_short", "max_steps": 16, "generator": {"size": "tiny"}},
+        "tasks": {"num_expert": 1, "num_collect": 1, "num_eval": 24},
+        "collect": {"max_new_tokens": 48},
+        "evaluate": {"where": "agent", "concurrency": 6},
+        "serve": {"port": 0, "num_replicas": 2},
+    }
+    config = parse_config(settings)
+    source = task_source("alfworld")
+    source.prepare(config)
+    tasks = source.held_out_tasks(config, "valid_unseen")
+    write_tasks(tmp_path / "tasks.parquet", tasks)
+    endpoint = deploy("builtin:tiny-base", "agent", config.served, max_length=2048)
+    came = []
+
+    def kill_one(outcome):
+        came.append(outcome)
+        if len(came) == 4:
+            os.kill(replica_pids()[0], signal.SIGKILL)
+
+    try:
+        evaluate(
+            config,
+            Address(base_url=endpoint.base_url, model="agent"),
+            tasks_file=tmp_path / "tasks.parquet",
+            out_dir=tmp_path / "played",
+            on_episode=kill_one,
+            where="agent",
+        )
+    finally:
+        endpoint.close()
+    played = read_trajectories(tmp_path / "played")
+    assert sorted(t.task.task_id for t in played) == sorted(t.task_id for t in tasks)
+    assert len(played) == len(came) == 24
+    assert not {t.stop_reason for t in played} & ERROR_STOPS
 
 
 def test_another_model_takes_over_without_a_failed_request(served, models):

@@ -12,6 +12,7 @@ from run_folders import played, small_config, write_small_run
 
 from step_ray.cluster import resources
 from step_ray.cluster.resources import Node, together
+from step_ray.collection.runner import Address
 from step_ray.errors import ConfigError, EndpointError, RunStateError
 from step_ray.evaluation import outside
 from step_ray.evaluation.outside import OutsideModel, check_outside, evaluate_outside, outside_stage
@@ -123,8 +124,13 @@ def evaluate(tmp_path, monkeypatch):
     for check in ("check_endpoint", "check_chat"):
         monkeypatch.setattr(outside, check, lambda *args, **options: None)
     calls = []
+
+    def play(config, agent, **options):
+        calls.append({"agent": agent, **options})
+        return 1
+
     monkeypatch.setattr(outside, "asdict", lambda report: {"num": report})
-    monkeypatch.setattr("step_ray.evaluate.evaluate", lambda config, **o: calls.append(o) or 1)
+    monkeypatch.setattr("step_ray.evaluate.evaluate", play)
     # an LLM teacher that cannot be reached, and a student that is not there
     config = small_config(
         tmp_path / "runs",
@@ -143,7 +149,8 @@ def evaluate(tmp_path, monkeypatch):
 
 def test_neither_teacher_nor_student_is_needed_and_a_done_one_is_not_played_again(evaluate):
     (call,) = evaluate(name="x")
-    assert (call["model"], call["base_url"], call["api_key_env"]) == ("m", URL, "")
+    assert call["agent"] == Address(base_url=URL, model="m")
+    assert "where" not in call  # it may have no /v1/episodes
     assert call["out_dir"].parts[-2:] == ("evaluate", "x")
     assert call["tasks_file"].is_file()
     assert evaluate(name="x") == []

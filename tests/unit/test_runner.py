@@ -14,6 +14,7 @@ from step_ray.collection.runner import Address, EpisodePlan, EpisodeRunner
 from step_ray.collection.teacher_config import BudgetConfig, Price, TeacherConfig
 from step_ray.config import parse_config
 from step_ray.envs.alfworld.generator import GeneratorSpec, generate_games
+from step_ray.errors import ConfigError
 from step_ray.rollout import EpisodeSettings
 from step_ray.types import Source
 
@@ -98,6 +99,24 @@ def test_a_key_that_the_endpoint_repeats_is_in_no_row_and_no_log(
     said = [row["record"], caplog.text, out, err, repr(pickle.dumps(plan))]
     assert not any(KEY in text for text in said)
     assert not any(KEY in path.read_text() for path in tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("value", "has_many_keys", "key"),
+    [("a,b", False, "a,b"), ("a,b", True, "a"), (" , a , b", True, "a"), ("a", True, "a")],
+)
+def test_of_several_keys_the_first_is_sent(value, has_many_keys, key, monkeypatch):
+    monkeypatch.setenv("KEYS", value)
+    address = Address(base_url="u", model="m", api_key_env="KEYS", has_many_keys=has_many_keys)
+    assert address.key() == key
+
+
+@pytest.mark.parametrize("value", ["", " , "])
+def test_a_variable_without_a_key_is_named(value, monkeypatch):
+    monkeypatch.setenv("KEYS", value)
+    address = Address(base_url="u", model="m", api_key_env="KEYS", has_many_keys=True)
+    with pytest.raises(ConfigError, match=r"^api_key_env: 'KEYS' is not set on "):
+        address.key()
 
 
 class Handle:
