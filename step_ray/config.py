@@ -263,6 +263,7 @@ class RunConfig(Section):
             work_dir="" if url_of(self.run_dir) else str((self.run_dir / "serve").resolve()),
             num_generated=number if isinstance(number, int) else None,
             max_concurrency=max(self.serve.agent.max_concurrency, self.evaluate.concurrency),
+            max_episodes=max(self.serve.agent.max_episodes, self.evaluate.concurrency),
             max_new_tokens=self.collect.max_new_tokens,
             max_format_errors=self.collect.max_format_errors,
             step_timeout_s=self.collect.step_timeout_s,

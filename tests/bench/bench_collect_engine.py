@@ -1,10 +1,12 @@
 """Collection against a real engine (vLLM): its tokens/s beside the engine's own offline rate.
 
     python tests/bench/bench_collect_engine.py --vllm-python VENV/bin/python
+    python tests/bench/bench_collect_engine.py --vllm-python VENV/bin/python --shape smol
     python tests/bench/bench_collect_engine.py --base-url http://host:8000/v1 --served NAME
                                                [--model FOLDER --vllm-python VENV/bin/python]
 
-The first starts the engine, the second uses one that runs.
+The first two start the engine, the third uses one that runs. `--shape` puts random weights of a
+larger shape in place of the tiny model, which costs an engine next to nothing per token.
 The collection plays generated ALFWorld games with `--concurrency` episodes in flight; its rate is
 that of the engine's own counters (/metrics), from the first prompt to the last token, so the start
 of Ray is left out. Then the engine is stopped and `LLM.generate` gets the same prompts (rebuilt
@@ -30,9 +32,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from bench_collect import make_tasks, many
+from bench_sft import SHAPES, llama_config
 from machine import Stolen, cpu_of_tree, cpu_s, tree
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from step_ray.cluster.raysetup import connected
 from step_ray.collect import run_episodes
@@ -41,9 +45,10 @@ from step_ray.config import RayConfig
 from step_ray.react import conversation
 from step_ray.rollout import EpisodeSettings
 from step_ray.store import iter_trajectories
+from step_ray.training.student import load_tokenizer, resolve_init, save_student
 from step_ray.types import Author, Source
 
-ROOT = Path(__file__).resolve().parents[2]
+TINY = "builtin:tiny-base"
 CPU_ARGS = "--enforce-eager --dtype bfloat16 --max-model-len 2048"
 GOAL = 0.9
 OFFLINE = """
@@ -269,12 +274,23 @@ def _value(words: list[str], place: int) -> object:
     return int(value) if value.isdigit() else value
 
 
+def random_model(shape: str, folder: Path) -> str:
+    """A Llama of this shape with random weights and the tiny model's tokenizer and template."""
+    tokenizer = load_tokenizer(resolve_init(TINY))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(llama_config(shape, tokenizer, vocab_size=len(tokenizer)))
+    save_student(folder, model, tokenizer)
+    print(f"model: {model.num_parameters():,} random parameters in the shape {shape}", flush=True)
+    return str(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--vllm-python", default="", help="python of an environment with vllm")
-    parser.add_argument("--model", default=str(ROOT / "step_ray/models/tiny-base"))
+    parser.add_argument("--model", default=resolve_init(TINY))
+    parser.add_argument("--shape", choices=SHAPES, help="random weights instead of --model")
     parser.add_argument("--base-url", default="", help="an engine that runs already, with /v1")
     parser.add_argument("--served", default="m", help="its name of the model")
     parser.add_argument("--api-key-env", default="", help="variable that holds its key")
@@ -292,6 +308,8 @@ def main() -> None:
         sys.exit("cannot run: no engine; give --base-url, or --vllm-python of an environment")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        if args.shape:
+            args.model = random_model(args.shape, work / "model")
         with engine(args, work / "engine.log") as (base_url, model, pid):
             rate = collect(args, base_url, model, pid, work)
         if args.offline == "no" or not args.vllm_python:

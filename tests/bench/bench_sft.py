@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 SIDES = Path(__file__).with_name("sft_sides.py")
 SHAPES = {
@@ -199,29 +200,36 @@ def clumsy(task):
     return Clumsy(task)
 
 
+def llama_config(shape: str, tokenizer: Any, **more: Any) -> Any:
+    """A `LlamaConfig` of one of the shapes; `more` wins."""
+    from transformers import LlamaConfig
+
+    hidden, wide, layers, heads, key_heads, vocab, tied = SHAPES[shape]
+    fields = {
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "vocab_size": vocab,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 8192,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return LlamaConfig(**fields | more)
+
+
 def save_model(folder: Path, examples: Path, args: argparse.Namespace) -> dict:
     """A Llama with random weights; gives what its FLOPs are counted from."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaForCausalLM
 
     from step_ray.training.flops import shape_of
 
     tokenizer = AutoTokenizer.from_pretrained(examples / "tokenizer")
-    hidden, wide, layers, heads, key_heads, vocab, tied = SHAPES[args.shape]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=wide,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        vocab_size=vocab,
-        tie_word_embeddings=tied,
-        max_position_embeddings=8192,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype=args.dtype,
-    )
+    config = llama_config(args.shape, tokenizer, dtype=args.dtype)
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, args.dtype))
     with torch.device(args.device):
