@@ -120,11 +120,14 @@ class AgentPlayer:
         if response.status_code != httpx2.codes.OK:
             raise self._refusal(response)
         # the episode and a report; or an error that came too late for a status
-        records = [json.loads(line) for line in response.text.splitlines()]
-        found = [record for record in records if record.get("object") == "episode"]
-        if not found:
-            raise _PassingError(_message(records[-1]) if records else "no episode came")
-        return found[0]
+        try:
+            records = [dict(json.loads(line)) for line in response.text.splitlines()]
+        except (ValueError, TypeError):
+            raise _PassingError("what came is no list of records") from None
+        for record in records:
+            if record.get("object") == "episode":
+                return record
+        raise _PassingError(_message(records[-1]) if records else "nothing came")
 
     def _refusal(self, response: httpx2.Response) -> Exception:
         try:

@@ -223,6 +223,7 @@ def test_rejection_fine_tuning_needs_no_teacher_and_leaves_held_out_tasks_alone(
         "dataset": {"validation_tasks": 2},
         "arms": {"rft": {"own_success": True}},
         "serve": {"port": 0},
+        "evaluate": {"where": "agent"},
     }
     config = parse_config(settings)
     out = start(config)

@@ -126,6 +126,8 @@ def test_so_many_are_under_way_as_asked_for(monkeypatch):
         ((429, {"retry-after": "0"}, {"error": {"message": "no room"}}), 0),
         ((503, {}, "Service Unavailable"), 0),
         ((200, {}, {"error": {"message": "internal error: KeyError"}}), 0),
+        ((200, {}, "a page"), 0),
+        ((200, {}, [1]), 0),
         (BREAK, 1),
     ],
 )
