@@ -49,7 +49,7 @@ LEDGER = "teacher_ledger.json"
 
 
 class EpisodePlayer(Protocol):
-    """Plays episodes; `ActorPlayer` does, and evaluation.there where the agent itself can."""
+    """Plays episodes: `ActorPlayer`, or `collection.agentplay.AgentPlayer` where the agent is."""
 
     num_restarts: int
     """Episodes that were begun more than once; known when all have ended."""

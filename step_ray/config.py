@@ -27,6 +27,9 @@ NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names that are folders of a run."""
 BASE = "base"
 """Name of the base agent among the models."""
+AGENT_FREE_KEYS = ("prompt", "work_dir", "max_concurrency", "max_new_tokens")
+"""Of `serve.agent`, what may differ from the run though the agent plays its evaluation: each
+request says it, or it changes no episode."""
 
 
 class RayConfig(Section):
@@ -124,11 +127,12 @@ class EvaluateConfig(Section):
     """Evaluation through the served endpoint."""
 
     concurrency: int = Field(default=32, ge=1)
-    """Episodes at once."""
+    """Episodes at once: in each actor, or, where the agent plays, in all."""
     where: Literal["actors", "agent"] = "actors"
     """Who runs the environments: actors of the cluster, which ask the agent for each turn; or the
     agent's own replicas (`/v1/episodes`), which saves the way of each turn. The episodes are the
-    same. A model of `--base-url` is always asked by actors."""
+    same. A model of `--base-url` is always asked by actors. With `engine: vllm` a replica of the
+    engine that dies ends the episodes that ask it by an error, where actors would ask again."""
     temperature: float = Field(default=0.0, ge=0)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """One pass over the tasks per seed (only useful with a temperature)."""
@@ -253,23 +257,44 @@ class RunConfig(Section):
     @property
     def served(self) -> ServeConfig:
         """The section `serve`, whose agent plays episodes as those of the run are played."""
+        agent = self.serve.agent.with_defaults(**self._agent_of_run())
+        return self.serve.model_copy(update={"agent": agent})
+
+    def _agent_of_run(self) -> dict[str, Any]:
+        """What the run says of `serve.agent`; None where it says nothing."""
         number = self.tasks.num_eval
-        agent = self.serve.agent.with_defaults(
-            prompt=self.env.prompt,
-            before_execution=self.teacher.when == "before_execution",
-            envs={self.env.name: self.env},
+        return {
+            "prompt": self.env.prompt,
+            "before_execution": self.teacher.when == "before_execution",
+            "envs": {self.env.name: self.env},
             # apart from the run's own games, which define its task lists; in no mirror, whose
             # files are those of the store
-            work_dir="" if url_of(self.run_dir) else str((self.run_dir / "serve").resolve()),
-            num_generated=number if isinstance(number, int) else None,
-            max_concurrency=max(self.serve.agent.max_concurrency, self.evaluate.concurrency),
-            max_episodes=max(self.serve.agent.max_episodes, self.evaluate.concurrency),
-            max_new_tokens=self.collect.max_new_tokens,
-            max_format_errors=self.collect.max_format_errors,
-            step_timeout_s=self.collect.step_timeout_s,
-            episode_timeout_s=self.collect.episode_timeout_s,
-        )
-        return self.serve.model_copy(update={"agent": agent})
+            "work_dir": "" if url_of(self.run_dir) else str((self.run_dir / "serve").resolve()),
+            "num_generated": number if isinstance(number, int) else None,
+            "max_concurrency": max(self.serve.agent.max_concurrency, self.evaluate.concurrency),
+            "max_episodes": max(self.serve.agent.max_episodes, self.evaluate.concurrency),
+            "max_new_tokens": self.collect.max_new_tokens,
+            "max_format_errors": self.collect.max_format_errors,
+            "step_timeout_s": self.collect.step_timeout_s,
+            "episode_timeout_s": self.collect.episode_timeout_s,
+        }
+
+    @model_validator(mode="after")
+    def _agent_plays_what_is_recorded(self) -> "RunConfig":
+        if self.evaluate.where != "agent":
+            return self
+        of_run = self._agent_of_run()
+        for key, value in self.serve.agent.said.items():
+            wanted = of_run.get(key)
+            if key == "envs":
+                value, wanted = value.get(self.env.name), self.env
+            is_free = key in AGENT_FREE_KEYS or value is None or wanted is None
+            if not is_free and value != wanted:
+                raise ValueError(
+                    f"serve.agent.{key}: differs from what the run's episodes are played by; leave"
+                    " it out, or evaluate.where: actors"
+                )
+        return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -294,7 +294,7 @@ class OpenAIChat:
                     body=request.body,
                     options={"headers": request.headers},
                 )
-            reply = Reply.model_validate(record)
+            reply = Reply.read(record)
         except TimeoutError:
             if not scope.expired():
                 raise

@@ -30,14 +30,19 @@ class ReplyUsage(BaseModel):
 
 
 class Reply(BaseModel):
-    """An answer with status 200; other fields are not looked at.
-
-    Raises (by `model_validate`):
-        ValueError: it is no chat completion.
-    """
+    """An answer with status 200; other fields are not looked at."""
 
     choices: Annotated[list[ReplyChoice], Field(min_length=1)]
     usage: ReplyUsage | None = None
+
+    @classmethod
+    def read(cls, body: object) -> "Reply":
+        """Read a body: parsed, or as text where the endpoint does not say that it is JSON.
+
+        Raises:
+            ValueError: it is no chat completion.
+        """
+        return cls.model_validate_json(body) if isinstance(body, str) else cls.model_validate(body)
 
 
 def why_not(exc: ValueError) -> str:

@@ -7,6 +7,7 @@ Serve. It writes no files.
 
 import asyncio
 import json
+import random
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,24 +16,30 @@ import httpx2
 
 from step_ray.calls.endpoint import shown
 from step_ray.collect import Ended
-from step_ray.collection.runner import EpisodePlan
+from step_ray.collection.runner import EpisodePlan, failed_episode
 from step_ray.errors import EpisodesError
 from step_ray.storage.records import from_row
 from step_ray.types import Task, Trajectory
 
 PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-MAX_TRIES = 6
-"""Of one episode; how its own faults end is in its record, so these are the server's."""
 LONGEST_WAIT_S = 30.0
+PATIENCE_S = 300.0
+"""How long an agent may be away or busy before the evaluation ends."""
 CONNECT_S = 30.0
+LATE_S = 60.0
+"""After the time of an episode: by then its replica has ended it, or does nothing any more."""
 
 
-class _PassingError(Exception):
-    """A request that may do better when it is sent again."""
+class _AwayError(Exception):
+    """The agent has not begun the episode, and may do so later."""
 
     def __init__(self, line: str, wait_s: float = 0.0) -> None:
         super().__init__(line)
         self.wait_s = wait_s
+
+
+class _BrokenError(Exception):
+    """The agent began the episode and did not bring it."""
 
 
 class AgentPlayer:
@@ -50,6 +57,7 @@ class AgentPlayer:
         assert plan.teacher is None, "an agent plays without a teacher"
         self._plan, self._agent = plan, plan.student
         self._key = self._agent.key()
+        self._episode_s = plan.settings.episode_timeout_s + LATE_S
         self._arrived: asyncio.Queue[Trajectory | None] = asyncio.Queue()
         self.num_restarts = 0
 
@@ -71,40 +79,56 @@ class AgentPlayer:
 
     async def _play_all(self, pending: Iterator[tuple[Task, int]]) -> None:
         number = self._plan.episodes_per_actor
-        client = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(CONNECT_S, read=self._plan.settings.episode_timeout_s + 60),
-            limits=httpx2.Limits(max_connections=None),
-            headers={"authorization": f"Bearer {self._key}"},
-        )
         try:
-            async with client, asyncio.TaskGroup() as group:
+            async with self._client() as client, asyncio.TaskGroup() as group:
                 for _ in range(number):
                     group.create_task(self._lane(pending, client))
         finally:
             self._arrived.put_nowait(None)
+
+    def _client(self) -> httpx2.AsyncClient:
+        try:
+            return httpx2.AsyncClient(
+                timeout=httpx2.Timeout(CONNECT_S, read=self._episode_s),
+                limits=httpx2.Limits(max_connections=None),
+                headers={"authorization": f"Bearer {self._key}"},
+            )
+        except Exception as exc:  # a key or a proxy that cannot be used
+            raise self._error(f"{type(exc).__name__}: {exc}") from None
 
     async def _lane(self, pending: Iterator[tuple[Task, int]], client: httpx2.AsyncClient) -> None:
         for task, seed in pending:
             self._arrived.put_nowait(await self._episode(task, seed, client))
 
     async def _episode(self, task: Task, seed: int, client: httpx2.AsyncClient) -> Trajectory:
-        """Ask for it until it comes."""
-        for num_tries in range(1, MAX_TRIES + 1):
+        """Ask for it until it comes; one that breaks off too often is a row with an error."""
+        now = asyncio.get_running_loop().time
+        num_begun, num_tries, patience_ends = 0, 0, now() + PATIENCE_S
+        while True:
+            num_tries += 1
+            wait_s = min(LONGEST_WAIT_S, 0.5 * 2**num_tries) * random.uniform(0.5, 1.5)
             try:
-                record = await self._ask(task, seed, client)
                 # with the task as the run has it: the replica's names files of its own
-                return replace(from_row(record["trajectory"]), task=task)
-            except httpx2.TransportError as exc:
-                fault = _PassingError(f"{type(exc).__name__}: {exc}")
-                self.num_restarts += not isinstance(exc, httpx2.ConnectError)
-            except _PassingError as exc:
-                fault = exc
-            if num_tries < MAX_TRIES:
-                await asyncio.sleep(fault.wait_s or min(LONGEST_WAIT_S, 0.5 * 2**num_tries))
-        raise self._error(f"gave up {task.task_id} after {MAX_TRIES} tries: {fault}")
+                return replace(await self._ask(task, seed, client), task=task)
+            except _AwayError as exc:
+                if now() > patience_ends:
+                    raise self._error(f"gave up after {PATIENCE_S:g} s: {exc}") from None
+                wait_s += exc.wait_s
+            except _BrokenError as exc:
+                num_begun += 1
+                if num_begun >= self._plan.max_starts:
+                    line = f"begun {num_begun} times (collect.max_starts): {exc}"
+                    return failed_episode(task, self._plan, seed, shown(line, self._key))
+                self.num_restarts += 1
+                patience_ends = now() + wait_s + PATIENCE_S
+            await asyncio.sleep(wait_s)
 
-    async def _ask(self, task: Task, seed: int, client: httpx2.AsyncClient) -> dict[str, Any]:
-        """One request; gives the record of the episode."""
+    async def _ask(self, task: Task, seed: int, client: httpx2.AsyncClient) -> Trajectory:
+        """One request.
+
+        Raises:
+            _AwayError, _BrokenError, EpisodesError: it brought no episode.
+        """
         settings = self._plan.settings
         body = {
             "environment": self._plan.env,
@@ -116,35 +140,44 @@ class AgentPlayer:
             "max_tokens": settings.max_new_tokens,
         }
         url = f"{self._agent.base_url}/episodes"
-        response = await client.post(url, json=body)
+        try:
+            response = await client.post(url, json=body)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as exc:
+            raise _AwayError(f"{type(exc).__name__}: {exc}") from None
+        except httpx2.TransportError as exc:
+            raise _BrokenError(f"{type(exc).__name__}: {exc}") from None
         if response.status_code != httpx2.codes.OK:
             raise self._refusal(response)
-        # the episode and a report; or an error that came too late for a status
-        try:
-            records = [dict(json.loads(line)) for line in response.text.splitlines()]
-        except (ValueError, TypeError):
-            raise _PassingError("what came is no list of records") from None
-        for record in records:
-            if record.get("object") == "episode":
-                return record
-        raise _PassingError(_message(records[-1]) if records else "nothing came")
+        return _episode_in(response.text)
 
     def _refusal(self, response: httpx2.Response) -> Exception:
         try:
             line = _message(response.json())
         except ValueError:
             line = response.text
-        line = f"HTTP {response.status_code}: {shown(line, self._key)}"
+        line = f"HTTP {response.status_code}: {line}"
         if response.status_code not in PASSING_STATUS:
             return self._error(line)
         wait = response.headers.get("retry-after", "")
-        return _PassingError(line, float(wait) if wait.isdecimal() else 0.0)
+        return _AwayError(line, float(wait) if wait.isdecimal() else 0.0)
 
     def _error(self, line: str) -> EpisodesError:
         return EpisodesError(
-            f"evaluate.where: the agent at {self._agent.base_url} does not play: {line}; what has"
-            " ended is kept"
+            f"evaluate.where: the agent at {self._agent.base_url} does not play:"
+            f" {shown(line, self._key)}; what has ended is kept"
         )
+
+
+def _episode_in(text: str) -> Trajectory:
+    """Of the lines of an answer: the episode, a report; or an error too late for a status."""
+    try:
+        records = [dict(json.loads(line)) for line in text.splitlines()]
+        for record in records:
+            if record.get("object") == "episode":
+                return from_row(record["trajectory"])
+    except (ValueError, TypeError, KeyError):
+        raise _BrokenError("what came is no list of records") from None
+    raise _BrokenError(_message(records[-1]) if records else "nothing came")
 
 
 def _message(record: Any) -> str:

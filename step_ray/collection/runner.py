@@ -294,7 +294,7 @@ class EpisodeRunner:
         except Exception as exc:
             # a raised error would drop the sibling episodes of this actor, so it becomes a row
             line = (str(exc).splitlines() or [""])[0]
-            trajectory = _failed(task, self._plan, seed, f"{type(exc).__name__}: {line}")
+            trajectory = failed_episode(task, self._plan, seed, f"{type(exc).__name__}: {line}")
         if trajectory is not None:
             _log(self._plan, trajectory)
         record = json.dumps(to_row(trajectory), ensure_ascii=False) if trajectory else ""
@@ -310,7 +310,7 @@ class EpisodeRunner:
             return None
         if start == Start.FATAL:
             times = self._plan.max_starts
-            return _failed(
+            return failed_episode(
                 task, self._plan, seed, f"collect.max_starts: {times} actors died while playing it"
             )
         try:
@@ -351,7 +351,8 @@ def teacher_client(plan: EpisodePlan, config: TeacherConfig, gate: Gate | None) 
     )
 
 
-def _failed(task: Task, plan: EpisodePlan, seed: int, error: str) -> Trajectory:
+def failed_episode(task: Task, plan: EpisodePlan, seed: int, error: str) -> Trajectory:
+    """An episode of which nothing is known but that a fault of the machinery ended it."""
     return Trajectory(
         trajectory_id=trajectory_id(task.task_id, plan.source, seed),
         task=task,

@@ -17,7 +17,7 @@ from typing import Any
 
 from step_ray.collection.runner import Address, EpisodePlan
 from step_ray.collection.teacher_config import TeacherConfig
-from step_ray.config import CollectConfig, RunConfig, TasksConfig
+from step_ray.config import CollectConfig, RunConfig, StudentConfig, TasksConfig
 from step_ray.env_config import EnvConfig
 from step_ray.envs import REGISTRY, make_env, task_source
 from step_ray.errors import StepRayError
@@ -63,6 +63,8 @@ class EpisodeService:
         self._single = asyncio.Semaphore(1)
         """For engines that are global to the process."""
         self._lists: dict[tuple[str, str], list[Task]] = {}
+        self._listing = asyncio.Lock()
+        """So that requests that come together make a list once."""
         self.num_open = 0
         """Episodes that are asked for and not over."""
 
@@ -129,9 +131,12 @@ class EpisodeService:
         other = "valid_unseen" if name == "alfworld" else "test"
         number = mine.num_generated
         is_train = split == "train"
+        num_tokens = request.max_tokens or mine.max_new_tokens
         return RunConfig(
             name="episodes",
             output_dir=str(self._work_dir),
+            # room for such an answer: whether it fits the model is checked turn by turn
+            student=StudentConfig(max_length=max(2048, num_tokens + 1)),
             env=env,
             teacher=TeacherConfig(when="before_execution")
             if mine.before_execution
@@ -144,7 +149,7 @@ class EpisodeService:
             ),
             collect=CollectConfig(
                 episodes_per_actor=mine.max_concurrency,
-                max_new_tokens=request.max_tokens or mine.max_new_tokens,
+                max_new_tokens=num_tokens,
                 max_format_errors=mine.max_format_errors,
                 step_timeout_s=mine.step_timeout_s,
                 episode_timeout_s=mine.episode_timeout_s,
@@ -160,8 +165,9 @@ class EpisodeService:
     async def _tasks(self, config: RunConfig, request: EpisodesRequest) -> list[Task]:
         """The tasks asked for."""
         key = (request.environment, request.split)
-        if key not in self._lists:
-            self._lists[key] = await self._beside(partial(_list_tasks, config, request.split))
+        async with self._listing:
+            if key not in self._lists:
+                self._lists[key] = await self._beside(partial(_list_tasks, config, request.split))
         tasks = self._lists[key]
         if request.ids is None:
             return _draw(tasks, request)

@@ -17,6 +17,7 @@ from step_ray.errors import ConfigError, ContextLengthError
 from step_ray.react import conversation, initial_messages
 from step_ray.render import Renderer
 from step_ray.rollout import FORMAT_NOTICE
+from step_ray.serving import episode_service
 from step_ray.serving.agent_server import ReplicaBackend
 from step_ray.serving.api.acting import act_messages
 from step_ray.serving.api.agent_schemas import ActRequest
@@ -414,6 +415,25 @@ def test_episodes_by_id_are_those_and_repeat_themselves(player):
     once_more = records(play(player, body)[0])[:-1]
     assert {e["task_id"]: [s["text"] for s in e["trajectory"]["steps"]] for e in once_more} == steps
     assert "trajectory" not in first[0]
+
+
+def test_longer_answers_than_the_model_has_room_for_end_the_episode_not_the_request(player):
+    (episode, _) = records(play(player, {**PLAY, "count": 1, "max_tokens": 4096})[0])
+    assert episode["stop_reason"] == "context_length"
+
+
+def test_requests_that_come_together_list_the_tasks_once(player, monkeypatch):
+    listed = []
+
+    def list_tasks(config, split, original=episode_service._list_tasks):
+        listed.append(split)
+        return original(config, split)
+
+    monkeypatch.setattr(episode_service, "_list_tasks", list_tasks)
+    body = {**PLAY, "count": 1, "max_steps": 1}
+    answers = play(player, *[body] * 4)
+    assert [len(records(answer)) for answer in answers] == [2] * 4
+    assert listed == ["valid_seen"]
 
 
 @pytest.mark.parametrize(

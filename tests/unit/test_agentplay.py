@@ -15,7 +15,7 @@ from step_ray.collection.runner import Address, EpisodePlan
 from step_ray.errors import EpisodesError
 from step_ray.rollout import EpisodeSettings
 from step_ray.storage.records import to_row
-from step_ray.types import Source
+from step_ray.types import Source, StopReason
 
 KEY = "sk-secret"
 BREAK, HANG = object(), object()
@@ -125,9 +125,10 @@ def test_so_many_are_under_way_as_asked_for(monkeypatch):
     [
         ((429, {"retry-after": "0"}, {"error": {"message": "no room"}}), 0),
         ((503, {}, "Service Unavailable"), 0),
-        ((200, {}, {"error": {"message": "internal error: KeyError"}}), 0),
-        ((200, {}, "a page"), 0),
-        ((200, {}, [1]), 0),
+        ((200, {}, {"error": {"message": "internal error: KeyError"}}), 1),
+        ((200, {}, {"object": "episode"}), 1),
+        ((200, {}, "a page"), 1),
+        ((200, {}, [1]), 1),
         (BREAK, 1),
     ],
 )
@@ -149,19 +150,38 @@ def test_a_refusal_is_one_line_without_the_key(monkeypatch):
     assert len(server.asked) == 1
 
 
-def test_an_agent_that_brings_nothing_is_given_up(monkeypatch):
+def test_an_agent_that_stays_busy_is_given_up(monkeypatch):
+    monkeypatch.setattr(agentplay, "PATIENCE_S", 0.2)
     busy = 503, {}, {"error": {"message": "loading"}}
-    given_up = pytest.raises(EpisodesError, match="gave up a after 6 tries: HTTP 503: loading")
-    with agent(*[busy] * 9, monkeypatch=monkeypatch) as (player, server), given_up:
+    given_up = pytest.raises(EpisodesError, match=r"gave up after 0\.2 s: HTTP 503: loading")
+    with agent(*[busy] * 99, monkeypatch=monkeypatch) as (player, server), given_up:
         list(player.play(pairs("a")))
-    assert len(server.asked) == 6
+    assert len(server.asked) > 1
 
 
 def test_an_agent_that_is_gone_is_named(monkeypatch):
+    monkeypatch.setattr(agentplay, "PATIENCE_S", 0.2)
     with agent(monkeypatch=monkeypatch) as (player, _):
         pass
-    with pytest.raises(EpisodesError, match="gave up a after 6 tries: ConnectError"):
+    with pytest.raises(EpisodesError, match=r"gave up after 0\.2 s: ConnectError"):
         list(player.play(pairs("a")))
+
+
+def test_an_episode_that_breaks_off_each_time_is_a_row_and_the_others_go_on(monkeypatch):
+    with agent(*[BREAK] * 5, monkeypatch=monkeypatch) as (player, server):
+        (bad, _), (good, _) = player.play(pairs("a", "b"))
+    assert (bad.trajectory_id, bad.stop_reason) == ("a#student#0", StopReason.ENV_ERROR)
+    assert bad.error.startswith("begun 5 times (collect.max_starts): RemoteProtocolError: ")
+    assert (good.trajectory_id, good.error) == ("b#student#0", None)
+    assert (len(server.asked), player.num_restarts) == (6, 4)
+
+
+def test_a_key_that_no_header_can_hold_is_an_error_without_it(monkeypatch):
+    with agent(monkeypatch=monkeypatch) as (player, _):
+        player._key = "schlüssel"
+        with pytest.raises(EpisodesError, match="does not play: UnicodeEncodeError") as caught:
+            list(player.play(pairs("a")))
+    assert "schlüssel" not in str(caught.value)
 
 
 def test_what_came_before_a_refusal_is_not_lost(monkeypatch):

@@ -145,6 +145,13 @@ def test_what_was_not_asked_for_is_not_in_the_request():
     assert "x-session-id" not in headers
 
 
+@pytest.mark.parametrize("kind", ["text/plain", ""])
+def test_an_answer_that_does_not_say_that_it_is_json_is_read(kind):
+    status, _, body = answer()
+    with serving((status, {"content-type": kind}, json.dumps(body).encode())) as server:
+        assert complete(server.url).text == "hi"
+
+
 def test_an_answer_without_text_or_usage_is_empty():
     with serving(answer(text=None, usage=None)) as server:
         got = complete(server.url)

@@ -114,3 +114,26 @@ def test_an_agent_plays_all_official_games_of_a_split():
     official = {"source": "official", "data_dir": "/data"}
     config = parse_config({"name": "x", "env": official, "tasks": {"num_eval": "all"}})
     assert config.served.agent.num_generated == AgentConfig().num_generated
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("envs", {"alfworld": {"max_steps": 3}}),
+        ("max_format_errors", 9),
+        ("num_generated", 1),
+        ("max_episodes", 8),
+        ("episode_timeout_s", 9.0),
+        ("before_execution", True),
+    ],
+)
+def test_an_agent_that_would_play_something_else_than_is_recorded_is_refused(key, value):
+    settings = {"name": "x", "serve": {"agent": {key: value}}}
+    parse_config(settings)
+    with pytest.raises(ConfigError, match=f"serve.agent.{key}: differs from what the run's"):
+        parse_config({**settings, "evaluate": {"where": "agent"}})
+
+
+def test_an_agent_that_plays_the_evaluation_may_play_other_environments_too():
+    agent = {"envs": {"webshop": {"name": "webshop"}}, "prompt": "mine", "max_concurrency": 4}
+    parse_config({"name": "x", "serve": {"agent": agent}, "evaluate": {"where": "agent"}})
