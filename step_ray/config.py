@@ -283,11 +283,11 @@ class RunConfig(Section):
     def _agent_plays_what_is_recorded(self) -> "RunConfig":
         if self.evaluate.where != "agent":
             return self
-        of_run = self._agent_of_run()
-        for key, value in self.serve.agent.said.items():
-            wanted = of_run.get(key)
+        agent, of_run = self.serve.agent, self._agent_of_run()
+        for key in sorted(agent.said):
+            value, wanted = getattr(agent, key), of_run.get(key)
             if key == "envs":
-                value, wanted = value.get(self.env.name), self.env
+                value, wanted = agent.envs.get(self.env.name), self.env
             is_free = key in AGENT_FREE_KEYS or value is None or wanted is None
             if not is_free and value != wanted:
                 raise ValueError(

@@ -8,7 +8,7 @@ the run's own agents.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from step_ray.config import BASE, NAME, RunConfig
 from step_ray.errors import ConfigError
 from step_ray.pipeline import run
 from step_ray.progress import Reporter
-from step_ray.stages.line import Stage, StageContext, build_stages
+from step_ray.stages.line import Stage, StageContext, build_stages, play_held_out
 from step_ray.storage.mirror import bring_state
 from step_ray.storage.runfolder import DONE, RunFolder
 
@@ -98,26 +98,13 @@ def outside_stage(config: RunConfig, outside: OutsideModel) -> Stage:
     name = outside.shown_name
 
     def play(context: StageContext) -> Mapping[str, Any]:
-        from step_ray.collection.listplay import shown_episodes
         from step_ray.collection.runner import Address
-        from step_ray.evaluate import evaluate
-        from step_ray.tasks import read_tasks
 
         address = Address(
             base_url=outside.base_url, model=outside.model, api_key_env=outside.api_key_env
         )
-        tasks_file = context.root / "tasks/evaluate.parquet"
-        total = len(read_tasks(tasks_file)) * len(config.evaluate.seeds)
-        with shown_episodes(context.reporter, f"evaluate {name}", total) as shown:
-            report = evaluate(
-                config,
-                address,
-                tasks_file=tasks_file,
-                out_dir=context.root / "evaluate" / name,
-                on_episode=shown.add,
-                on_begin=shown.begin,
-            )
-        return asdict(report)
+        # it may have no /v1/episodes
+        return play_held_out(context, address, name, where="actors")
 
     return replace(
         own,

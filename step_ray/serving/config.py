@@ -39,15 +39,14 @@ class AgentConfig(Section):
     """Of one request for episodes; those that are unfinished then are reported as missing."""
 
     @property
-    def said(self) -> dict[str, Any]:
-        """What is not as it is by default; a resolved configuration names all fields."""
-        default = AgentConfig()
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: value for name, value in values.items() if value != getattr(default, name)}
+    def said(self) -> frozenset[str]:
+        """Fields that are not as by default: a resolved configuration sets all of them."""
+        return frozenset(self.model_dump(exclude_defaults=True))
 
     def with_defaults(self, **of_run: Any) -> "AgentConfig":
         """With what a run says, where nothing else is said; what is None is not said."""
-        new = {k: v for k, v in of_run.items() if v is not None and k not in self.said}
+        said = self.said
+        new = {k: v for k, v in of_run.items() if v is not None and k not in said}
         envs = {"envs": {**of_run["envs"], **self.envs}}
         return self.model_copy(update={**new, **envs})
 

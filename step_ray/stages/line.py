@@ -6,7 +6,7 @@ run folder only; whether it has to run at all is pipeline.py's business.
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from step_ray.collection.teacher_config import TEACHER_ADDRESS
 from step_ray.config import BASE, RunConfig
@@ -218,24 +218,8 @@ def _evaluate(config: RunConfig, model: str) -> Stage:
     }
 
     def run(context: StageContext) -> Mapping[str, Any]:
-        from step_ray.collection.listplay import shown_episodes
-        from step_ray.evaluate import evaluate
-        from step_ray.tasks import read_tasks
-
         address = _own_address(context, model)
-        tasks_file = context.root / "tasks/evaluate.parquet"
-        total = len(read_tasks(tasks_file)) * len(config.evaluate.seeds)
-        with shown_episodes(context.reporter, f"evaluate {model}", total) as shown:
-            report = evaluate(
-                config,
-                address,
-                tasks_file=tasks_file,
-                out_dir=context.root / "evaluate" / model,
-                on_episode=shown.add,
-                on_begin=shown.begin,
-                where=config.evaluate.where,
-            )
-        return asdict(report)
+        return play_held_out(context, address, model, where=config.evaluate.where)
 
     return Stage(
         name=f"evaluate:{model}",
@@ -244,6 +228,33 @@ def _evaluate(config: RunConfig, model: str) -> Stage:
         outputs=(f"evaluate/{model}",),
         run=run,
     )
+
+
+def play_held_out(
+    context: StageContext, agent: Any, name: str, *, where: Literal["actors", "agent"]
+) -> Mapping[str, Any]:
+    """Let the agent at a `runner.Address` play the held-out tasks into `evaluate/<name>`.
+
+    Returns:
+        The report as the stage keeps it.
+    """
+    from step_ray.collection.listplay import shown_episodes
+    from step_ray.evaluate import evaluate
+    from step_ray.tasks import read_tasks
+
+    config, tasks_file = context.config, context.root / "tasks/evaluate.parquet"
+    total = len(read_tasks(tasks_file)) * len(config.evaluate.seeds)
+    with shown_episodes(context.reporter, f"evaluate {name}", total) as shown:
+        report = evaluate(
+            config,
+            agent,
+            tasks_file=tasks_file,
+            out_dir=context.root / "evaluate" / name,
+            on_episode=shown.add,
+            on_begin=shown.begin,
+            where=where,
+        )
+    return asdict(report)
 
 
 def _report(config: RunConfig, needs: list[str]) -> Stage:

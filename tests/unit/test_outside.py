@@ -17,6 +17,7 @@ from step_ray.errors import ConfigError, EndpointError, RunStateError
 from step_ray.evaluation import outside
 from step_ray.evaluation.outside import OutsideModel, check_outside, evaluate_outside, outside_stage
 from step_ray.progress import Reporter
+from step_ray.stages import line
 from step_ray.stages.line import build_stages
 from step_ray.stages.summary import gather
 from step_ray.store import write_shard
@@ -129,7 +130,7 @@ def evaluate(tmp_path, monkeypatch):
         calls.append({"agent": agent, **options})
         return 1
 
-    monkeypatch.setattr(outside, "asdict", lambda report: {"num": report})
+    monkeypatch.setattr(line, "asdict", lambda report: {"num": report})
     monkeypatch.setattr("step_ray.evaluate.evaluate", play)
     # an LLM teacher that cannot be reached, and a student that is not there
     config = small_config(
@@ -150,7 +151,7 @@ def evaluate(tmp_path, monkeypatch):
 def test_neither_teacher_nor_student_is_needed_and_a_done_one_is_not_played_again(evaluate):
     (call,) = evaluate(name="x")
     assert call["agent"] == Address(base_url=URL, model="m")
-    assert "where" not in call  # it may have no /v1/episodes
+    assert call["where"] == "actors"  # it may have no /v1/episodes
     assert call["out_dir"].parts[-2:] == ("evaluate", "x")
     assert call["tasks_file"].is_file()
     assert evaluate(name="x") == []
